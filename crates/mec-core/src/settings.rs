@@ -1,0 +1,52 @@
+//! What a caller may choose about how a convolution is computed.
+
+use std::fmt;
+
+/// Which implementation computes the convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Algorithm {
+    /// The fastest one for the problem. On the CPU that is always [`Algorithm::Strip`].
+    #[default]
+    Auto,
+    /// MEC by strips: the lowered matrix exists one packed panel at a time.
+    Strip,
+    /// MEC as published (Cho & Brand, ICML 2017, Algorithm 2): the whole lowered matrix, then one
+    /// GEMM for each window. Forward only; the gradients are those of [`Algorithm::Strip`].
+    Paper,
+}
+
+/// How to run a problem; results do not depend on any of it beyond rounding of [`Algorithm::Paper`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Settings {
+    /// Which implementation to use.
+    pub algorithm: Algorithm,
+    /// Most bytes the call may hold beside its inputs and results, over all threads together.
+    ///
+    /// `None` stands for the engine's own bound, [`WORKSPACE_PER_THREAD`](crate::WORKSPACE_PER_THREAD)
+    /// for each thread of [`Algorithm::Strip`], and for no bound on [`Algorithm::Paper`].
+    pub workspace_limit: Option<usize>,
+}
+
+/// The four computations a convolution layer needs for training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Output from input, weight and bias.
+    Forward,
+    /// Gradient in the input.
+    InputGradient,
+    /// Gradient in the weight.
+    WeightGradient,
+    /// Gradient in the bias.
+    BiasGradient,
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pass::Forward => "forward pass",
+            Pass::InputGradient => "input gradient",
+            Pass::WeightGradient => "weight gradient",
+            Pass::BiasGradient => "bias gradient",
+        })
+    }
+}
