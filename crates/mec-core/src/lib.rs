@@ -3,8 +3,12 @@
 mod element;
 mod error;
 mod geometry;
+mod kernel;
 pub mod reference;
 mod settings;
+mod strip;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod view;
 
 pub use element::Element;
@@ -12,6 +16,8 @@ pub use error::Error;
 pub use geometry::{Axis, ConvOptions, Geometry};
 pub use settings::{Algorithm, Pass, Settings};
 pub use view::View;
+
+use kernel::Kernel;
 
 /// Most workspace the strip engine takes for each thread, in bytes.
 pub const WORKSPACE_PER_THREAD: usize = 1 << 20;
@@ -24,8 +30,12 @@ pub fn forward<T: Element>(
     weight: &View<T>,
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Error> {
-    let _ = settings;
-    Ok(reference::forward(geometry, x, weight, bias))
+    x.expect_shape("input", geometry.input_shape())?;
+    weight.expect_shape("weight", geometry.weight_shape())?;
+    if let Some(bias) = bias {
+        expect_bias(geometry, bias)?;
+    }
+    strip::forward(Kernel::best(), geometry, settings, x, weight, bias)
 }
 
 /// dx
@@ -35,8 +45,9 @@ pub fn input_gradient<T: Element>(
     dy: &View<T>,
     weight: &View<T>,
 ) -> Result<Vec<T>, Error> {
-    let _ = settings;
-    Ok(reference::input_gradient(geometry, dy, weight))
+    dy.expect_shape("output gradient", geometry.output_shape())?;
+    weight.expect_shape("weight", geometry.weight_shape())?;
+    strip::input_gradient(Kernel::best(), geometry, settings, dy, weight)
 }
 
 /// dw
@@ -63,4 +74,15 @@ pub fn weight_bias_gradient<T: Element>(
 /// db
 pub fn bias_gradient<T: Element>(geometry: &Geometry, dy: &View<T>) -> Result<Vec<T>, Error> {
     Ok(reference::bias_gradient(geometry, dy))
+}
+
+fn expect_bias<T>(geometry: &Geometry, bias: &[T]) -> Result<(), Error> {
+    if bias.len() == geometry.channels_out {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        what: "bias",
+        got: vec![bias.len()],
+        expected: vec![geometry.channels_out],
+    })
 }

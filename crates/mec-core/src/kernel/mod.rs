@@ -1,0 +1,115 @@
+//! Micro-kernels: the innermost loops, written once over [`simd::Vector`] and compiled for each
+//! instruction set.
+//!
+//! A [`Kernel`] value is the proof that the CPU can run it: [`Kernel::available`] is the only source
+//! of them. How a panel is laid out is known to this folder and to `strip/panel.rs` alone.
+
+mod lanes;
+mod simd;
+mod tile;
+
+pub(crate) use lanes::{OutRun, Pack, Scatter};
+pub use simd::Vector;
+pub(crate) use tile::{Loop, Onto, Tile};
+
+use simd::Isa;
+
+/// Most columns a tile has on any instruction set: three AVX-512 registers of `f32`.
+pub(crate) const MAX_COLUMNS: usize = 48;
+
+/// Most channels a tile has on any instruction set.
+pub(crate) const MAX_CHANNELS: usize = 8;
+
+/// The entry points for one instruction set, and the sizes they are made for.
+pub(crate) struct Kernel<T: 'static> {
+    /// Name of the instruction set.
+    pub name: &'static str,
+    /// Elements in a register.
+    pub lanes: usize,
+    /// Most channels of a tile.
+    pub channels: usize,
+    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them).
+    tiles: [[unsafe fn(&Tile<T>); 2]; 3],
+    pack: unsafe fn(&Pack<T>),
+    scatter: unsafe fn(&Scatter<T>),
+}
+
+impl<T: Vector> Kernel<T> {
+    /// The kernels this CPU can run, the fastest first. Never empty.
+    pub fn available() -> Vec<&'static Self> {
+        let mut kernels: Vec<&'static Self> = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if pulp::x86::V4::try_new().is_some() {
+                kernels.push(const { &Self::new::<simd::Avx512, 8, 4>("AVX-512") });
+            }
+            if pulp::x86::V3::try_new().is_some() {
+                // 16 registers: 12 accumulators, 3 columns, 1 weight.
+                kernels.push(const { &Self::new::<simd::Avx2, 4, 2>("AVX2") });
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if pulp::aarch64::Neon::try_new().is_some() {
+            kernels.push(const { &Self::new::<simd::Neon, 8, 4>("NEON") });
+        }
+        kernels.push(const { &Self::new::<simd::Portable, 4, 2>("portable") });
+        kernels
+    }
+
+    /// The fastest kernel this CPU can run.
+    pub fn best() -> &'static Self {
+        Self::available()[0]
+    }
+
+    const fn new<I: Isa, const R: usize, const HALF: usize>(name: &'static str) -> Self {
+        Self {
+            name,
+            lanes: size_of::<T::Of<I::Token>>() / size_of::<T>(),
+            channels: R,
+            tiles: [
+                [tile::tile::<T, I, 1, R>, tile::tile::<T, I, 1, HALF>],
+                [tile::tile::<T, I, 2, R>, tile::tile::<T, I, 2, HALF>],
+                [tile::tile::<T, I, 3, R>, tile::tile::<T, I, 3, HALF>],
+            ],
+            pack: lanes::pack::<T, I>,
+            scatter: lanes::scatter::<T, I>,
+        }
+    }
+
+    /// Most columns of a tile.
+    pub fn columns(&self) -> usize {
+        self.tiles.len() * self.lanes
+    }
+
+    /// Computes one tile of a panel that is `vectors` registers wide.
+    ///
+    /// # Safety
+    ///
+    /// As [`tile::tile`], `vectors` being `V` and [`Kernel::channels`] `R`.
+    pub unsafe fn tile(&self, vectors: usize, tile: &Tile<T>) {
+        debug_assert!(tile.channels >= 1 && tile.channels <= self.channels);
+        let half = usize::from(tile.channels <= self.channels / 2);
+        // SAFETY: the caller vouches for the tile, this value for the CPU.
+        unsafe { self.tiles[vectors - 1][half](tile) }
+    }
+
+    /// Packs one run of columns for all channels.
+    ///
+    /// # Safety
+    ///
+    /// As [`lanes::pack`].
+    pub unsafe fn pack(&self, pack: &Pack<T>) {
+        // SAFETY: the caller vouches for the run, this value for the CPU.
+        unsafe { (self.pack)(pack) }
+    }
+
+    /// Writes a tile to its places in the output.
+    ///
+    /// # Safety
+    ///
+    /// As [`lanes::scatter`].
+    pub unsafe fn scatter(&self, scatter: &Scatter<T>) {
+        // SAFETY: the caller vouches for the tile, this value for the CPU.
+        unsafe { (self.scatter)(scatter) }
+    }
+}

@@ -1,0 +1,204 @@
+//! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
+
+use pulp::Simd;
+use std::ops::Add;
+
+/// An instruction set, named by the type that proves it can run.
+pub(crate) trait Isa: 'static {
+    /// `pulp`'s token for it.
+    type Token: Simd;
+
+    /// The token, without asking the CPU.
+    ///
+    /// # Safety
+    ///
+    /// The CPU must have the instruction set. A [`Kernel`](super::Kernel) exists only where that
+    /// has been checked, and its entry points are the only callers.
+    unsafe fn token() -> Self::Token;
+}
+
+/// Any CPU: the compiler's own vectors.
+pub(crate) struct Portable;
+
+impl Isa for Portable {
+    type Token = pulp::Scalar128b;
+
+    unsafe fn token() -> Self::Token {
+        pulp::Scalar128b
+    }
+}
+
+/// AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Avx2;
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx2 {
+    type Token = pulp::x86::V3;
+
+    #[inline(always)]
+    unsafe fn token() -> Self::Token {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { pulp::x86::V3::new_unchecked() }
+    }
+}
+
+/// AVX-512 F, BW, CD, DQ and VL.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx512 {
+    type Token = pulp::x86::V4;
+
+    #[inline(always)]
+    unsafe fn token() -> Self::Token {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { pulp::x86::V4::new_unchecked() }
+    }
+}
+
+/// NEON.
+#[cfg(target_arch = "aarch64")]
+pub(crate) struct Neon;
+
+#[cfg(target_arch = "aarch64")]
+impl Isa for Neon {
+    type Token = pulp::aarch64::Neon;
+
+    #[inline(always)]
+    unsafe fn token() -> Self::Token {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { pulp::aarch64::Neon::new_unchecked() }
+    }
+}
+
+/// An element with its vector of each instruction set.
+///
+/// Public only so that it can be a supertrait of [`Element`](crate::Element), which it seals: this
+/// module is private.
+pub trait Vector: Copy + Add<Output = Self> {
+    /// Zero.
+    const ZERO: Self;
+
+    /// As many elements as a register holds.
+    type Of<S: Simd>: Copy;
+
+    /// Elements in a register.
+    fn lanes<S: Simd>() -> usize {
+        size_of::<Self::Of<S>>() / size_of::<Self>()
+    }
+
+    /// `value` in every lane.
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Of<S>;
+
+    /// `a * b + c`, fused where the CPU does so without a call.
+    fn mul_add<S: Simd>(simd: S, a: Self::Of<S>, b: Self::Of<S>, c: Self::Of<S>) -> Self::Of<S>;
+
+    /// `a + b`.
+    fn sum<S: Simd>(simd: S, a: Self::Of<S>, b: Self::Of<S>) -> Self::Of<S>;
+
+    /// The first `count` elements at `from`, zeros behind them.
+    ///
+    /// # Safety
+    ///
+    /// `count` is at most the lanes, and that many elements can be read at `from`.
+    unsafe fn load_first<S: Simd>(simd: S, from: *const Self, count: usize) -> Self::Of<S>;
+
+    /// Writes the first `count` lanes.
+    ///
+    /// # Safety
+    ///
+    /// `count` is at most the lanes, and that many elements can be written at `to`.
+    unsafe fn store_first<S: Simd>(simd: S, to: *mut Self, count: usize, value: Self::Of<S>);
+
+    /// A whole register, at any alignment.
+    ///
+    /// # Safety
+    ///
+    /// A register's worth of elements can be read at `from`.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> Self::Of<S> {
+        // SAFETY: the caller vouches for the elements; a vector is plain numbers.
+        unsafe { from.cast::<Self::Of<S>>().read_unaligned() }
+    }
+
+    /// A whole register, at any alignment.
+    ///
+    /// # Safety
+    ///
+    /// A register's worth of elements can be written at `to`.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut Self, value: Self::Of<S>) {
+        // SAFETY: the caller vouches for the elements; a vector is plain numbers.
+        unsafe { to.cast::<Self::Of<S>>().write_unaligned(value) }
+    }
+}
+
+impl Vector for f32 {
+    const ZERO: f32 = 0.0;
+    type Of<S: Simd> = S::f32s;
+
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, value: f32) -> S::f32s {
+        simd.splat_f32s(value)
+    }
+
+    #[inline(always)]
+    fn mul_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+        simd.mul_add_e_f32s(a, b, c)
+    }
+
+    #[inline(always)]
+    fn sum<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+        simd.add_f32s(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(simd: S, from: *const f32, count: usize) -> S::f32s {
+        let mask = simd.mask_between_m32s(0, count as u32);
+        // SAFETY: the mask covers the elements the caller vouches for.
+        unsafe { simd.mask_load_ptr_f32s(mask, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first<S: Simd>(simd: S, to: *mut f32, count: usize, value: S::f32s) {
+        let mask = simd.mask_between_m32s(0, count as u32);
+        // SAFETY: the mask covers the elements the caller vouches for.
+        unsafe { simd.mask_store_ptr_f32s(mask, to, value) }
+    }
+}
+
+impl Vector for f64 {
+    const ZERO: f64 = 0.0;
+    type Of<S: Simd> = S::f64s;
+
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, value: f64) -> S::f64s {
+        simd.splat_f64s(value)
+    }
+
+    #[inline(always)]
+    fn mul_add<S: Simd>(simd: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
+        simd.mul_add_e_f64s(a, b, c)
+    }
+
+    #[inline(always)]
+    fn sum<S: Simd>(simd: S, a: S::f64s, b: S::f64s) -> S::f64s {
+        simd.add_f64s(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(simd: S, from: *const f64, count: usize) -> S::f64s {
+        let mask = simd.mask_between_m64s(0, count as u64);
+        // SAFETY: the mask covers the elements the caller vouches for.
+        unsafe { simd.mask_load_ptr_f64s(mask, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first<S: Simd>(simd: S, to: *mut f64, count: usize, value: S::f64s) {
+        let mask = simd.mask_between_m64s(0, count as u64);
+        // SAFETY: the mask covers the elements the caller vouches for.
+        unsafe { simd.mask_store_ptr_f64s(mask, to, value) }
+    }
+}
