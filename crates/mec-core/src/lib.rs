@@ -1,9 +1,15 @@
 //! Memory-efficient convolution on the CPU.
 
+#[cfg(feature = "catalogue")]
+pub mod catalogue;
 mod element;
 mod error;
+mod footprint;
+mod gemm;
 mod geometry;
+pub mod im2col;
 mod kernel;
+pub mod paper;
 pub mod reference;
 mod settings;
 mod strip;
@@ -13,6 +19,7 @@ mod view;
 
 pub use element::Element;
 pub use error::Error;
+pub use footprint::Footprint;
 pub use geometry::{Axis, ConvOptions, Geometry};
 pub use settings::{Algorithm, Pass, Settings};
 pub use view::View;

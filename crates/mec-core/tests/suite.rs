@@ -1,11 +1,12 @@
 //! Every implementation on every problem: the table and random ones, forward and all gradients.
 
+use mec_core::paper::{self, Solution};
 use mec_core::testing::{
     Expected, Layout, Problem, Strided, any_problem, assert_same, expected, problems,
 };
 use mec_core::{
-    Algorithm, Element, Error, Settings, View, bias_gradient, forward, input_gradient, reference,
-    weight_bias_gradient, weight_gradient,
+    Algorithm, ConvOptions, Element, Error, Footprint, Geometry, Settings, View, bias_gradient,
+    forward, im2col, input_gradient, reference, weight_bias_gradient, weight_gradient,
 };
 use proptest::test_runner::{Config, TestRunner};
 
@@ -61,12 +62,40 @@ fn assert_all_same<T: Element>(problem: &Problem, got: &Expected<T>, expected: &
 fn check<T: Element + From<i8>>(problem: &Problem) {
     let expected = expected::<T>(problem);
     let data = Data::new(problem, Layout::Contiguous);
-    for algorithm in [Algorithm::Auto, Algorithm::Strip] {
+    for algorithm in [Algorithm::Auto, Algorithm::Strip, Algorithm::Paper] {
         let settings = Settings { algorithm, workspace_limit: None };
         let got = all_passes(problem, &settings, &data)
             .unwrap_or_else(|error| panic!("{problem:?}: {algorithm:?}: {error}"));
         assert_all_same(problem, &got, &expected);
     }
+    for (name, y) in forwards(&problem.geometry(), &data) {
+        assert_same(problem, &format!("y of {name}"), &y, &expected.y);
+    }
+}
+
+/// The output by every implementation of the forward pass.
+fn forwards<T: Element>(g: &Geometry, data: &Data<T>) -> Vec<(&'static str, Vec<T>)> {
+    let (x, weight, bias) = (&data.x.view(), &data.weight.view(), data.bias.as_deref());
+    let paper = |solution| paper::forward(g, solution, x, weight, bias);
+    let mut outputs = vec![
+        ("the engine", forward(g, &AUTO, x, weight, bias)),
+        ("the paper", paper(None)),
+        ("the paper, Solution B", paper(Some(Solution::B))),
+        ("im2col", im2col::forward(g, x, weight, bias)),
+    ];
+    let footprint = Footprint::of(g);
+    if footprint.output <= footprint.lowered {
+        outputs.push(("the paper, Solution A", paper(Some(Solution::A))));
+    } else {
+        assert_eq!(Solution::of(g), Solution::B, "{g:?}");
+        let refused = paper(Some(Solution::A));
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{g:?}: {refused:?}");
+    }
+    let unwrap = |(name, y): (_, Result<_, Error>)| match y {
+        Ok(y) => (name, y),
+        Err(error) => panic!("{g:?}: {name}: {error}"),
+    };
+    outputs.into_iter().map(unwrap).collect()
 }
 
 /// Runs `test` on random problems: the same ones every time, `PROPTEST_CASES` of them or 400.
@@ -150,6 +179,9 @@ fn the_layout_of_the_inputs_does_not_matter() {
             let mut named = problem.clone();
             named.name = format!("{} ({layout:?})", problem.name);
             assert_all_same(&named, &got, &expected);
+            for (name, y) in forwards(&g, &data) {
+                assert_same(&named, &format!("y of {name}"), &y, &expected.y);
+            }
         }
     }
 }
@@ -234,8 +266,8 @@ fn what_is_not_finite_spreads_as_in_the_reference() {
             let weight = of(&weight, problem.weight);
             let dy = of(&dy, g.output_shape());
 
-            // A value that is not finite meets the padding's zeros where it is in the tensor that
-            // slides over them; whether those products count differs between frameworks.
+            // Where a tensor that slides over padding is not finite, padding takes part: that is
+            // the next test's.
             let weights = if padded { vec![&finite_weight] } else { vec![&finite_weight, &weight] };
             for weight in weights {
                 let got = forward(&g, &AUTO, &x.view(), &weight.view(), bias.as_deref()).unwrap();
@@ -251,6 +283,44 @@ fn what_is_not_finite_spreads_as_in_the_reference() {
                 let want = reference::weight_gradient(&g, &x.view(), &dy.view());
                 assert_same(&problem, "dw", &dw, &want);
                 assert_same(&problem, "db", &db, &reference::bias_gradient(&g, &dy.view()));
+            }
+        }
+    }
+}
+
+/// The problem with its padding made part of the input: zeros like any other.
+fn materialised(problem: &Problem, x: &[f32]) -> (Geometry, Vec<f32>) {
+    let [batch, channels, in_h, in_w] = problem.input;
+    let [(top, bottom), (left, right)] = problem.options.padding;
+    let (height, width) = (top + in_h + bottom, left + in_w + right);
+    let mut padded = vec![0.0; batch * channels * height * width];
+    for (i, row) in x.chunks_exact(in_w).enumerate() {
+        let (plane, h) = (i / in_h, i % in_h);
+        padded[(plane * height + top + h) * width + left..][..in_w].copy_from_slice(row);
+    }
+    let options = ConvOptions { padding: [(0, 0); 2], ..problem.options.clone() };
+    let input = [batch, channels, height, width];
+    (Geometry::new(input, problem.weight, &options).unwrap(), padded)
+}
+
+/// As in Burn, padding takes part: a NaN in the weight over padding gives NaN.
+#[test]
+fn a_weight_that_is_not_finite_meets_the_padding_as_zeros() {
+    for problem in problems() {
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut data = Data::<f32>::new(&problem, Layout::Contiguous);
+            // The first tap meets the padding before the input, the last that after it.
+            let mut weight = problem.weights::<f32>();
+            let last = weight.len() - 1;
+            (weight[0], weight[last]) = (value, value);
+            data.weight = Strided::new(&weight, problem.weight, Layout::Contiguous, 0.0);
+
+            let (padded, x) = materialised(&problem, &problem.x::<f32>());
+            let x = View::contiguous(&x, padded.input_shape()).unwrap();
+            let expected =
+                reference::forward(&padded, &x, &data.weight.view(), data.bias.as_deref());
+            for (name, y) in forwards(&problem.geometry(), &data) {
+                assert_same(&problem, &format!("y of {name}"), &y, &expected);
             }
         }
     }
@@ -349,4 +419,8 @@ fn tensors_of_another_shape_are_refused() {
     refused(weight_gradient(&g, &AUTO, &weight, &dy));
     refused(weight_gradient(&g, &AUTO, &x, &x));
     refused(bias_gradient(&g, &weight));
+    refused(paper::forward(&g, None, &dy, &weight, None));
+    refused(paper::forward(&g, None, &x, &weight, Some(&[0.0; 3])));
+    refused(im2col::forward(&g, &x, &x, None));
+    refused(im2col::forward(&g, &x, &weight, Some(&[0.0; 5])));
 }
