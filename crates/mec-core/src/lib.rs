@@ -64,8 +64,9 @@ pub fn weight_gradient<T: Element>(
     x: &View<T>,
     dy: &View<T>,
 ) -> Result<Vec<T>, Error> {
-    let _ = settings;
-    Ok(reference::weight_gradient(geometry, x, dy))
+    expect_weight_gradient(geometry, x, dy)?;
+    let kernel = Kernel::best();
+    Ok(strip::weight_gradient(kernel, geometry, settings, x, dy, false)?.0)
 }
 
 /// dw and db from one reading of `dy`
@@ -75,12 +76,21 @@ pub fn weight_bias_gradient<T: Element>(
     x: &View<T>,
     dy: &View<T>,
 ) -> Result<(Vec<T>, Vec<T>), Error> {
-    Ok((weight_gradient(geometry, settings, x, dy)?, reference::bias_gradient(geometry, dy)))
+    expect_weight_gradient(geometry, x, dy)?;
+    let kernel = Kernel::best();
+    let (dw, db) = strip::weight_gradient(kernel, geometry, settings, x, dy, true)?;
+    Ok((dw, db.unwrap_or_default()))
 }
 
 /// db
 pub fn bias_gradient<T: Element>(geometry: &Geometry, dy: &View<T>) -> Result<Vec<T>, Error> {
-    Ok(reference::bias_gradient(geometry, dy))
+    dy.expect_shape("output gradient", geometry.output_shape())?;
+    Ok(strip::bias_gradient(geometry, dy))
+}
+
+fn expect_weight_gradient<T>(geometry: &Geometry, x: &View<T>, dy: &View<T>) -> Result<(), Error> {
+    x.expect_shape("input", geometry.input_shape())?;
+    dy.expect_shape("output gradient", geometry.output_shape())
 }
 
 fn expect_bias<T>(geometry: &Geometry, bias: &[T]) -> Result<(), Error> {

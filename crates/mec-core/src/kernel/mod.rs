@@ -5,12 +5,16 @@
 //! of them. How a panel is laid out is known to this folder and to `strip/panel.rs` alone.
 
 mod lanes;
+mod outer;
 mod simd;
 mod tile;
+mod transpose;
 
 pub(crate) use lanes::{OutRun, Pack, Scatter};
+pub(crate) use outer::{Outer, STEPS};
 pub use simd::Vector;
 pub(crate) use tile::{Loop, Onto, Tile};
+pub(crate) use transpose::Transpose;
 
 use simd::Isa;
 
@@ -30,6 +34,11 @@ pub(crate) struct Kernel<T: 'static> {
     pub channels: usize,
     /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them).
     tiles: [[unsafe fn(&Tile<T>); 2]; 3],
+    /// Weight-gradient tiles by vectors of channels (1 to 4).
+    outers: [unsafe fn(&Outer<T>); 4],
+    /// Most vectors of channels of a weight-gradient tile.
+    pub outer_vectors: usize,
+    transpose: unsafe fn(&Transpose<T>),
     pack: unsafe fn(&Pack<T>),
     scatter: unsafe fn(&Scatter<T>),
 }
@@ -41,18 +50,18 @@ impl<T: Vector> Kernel<T> {
         #[cfg(target_arch = "x86_64")]
         {
             if pulp::x86::V4::try_new().is_some() {
-                kernels.push(const { &Self::new::<simd::Avx512, 8, 4>("AVX-512") });
+                kernels.push(const { &Self::new::<simd::Avx512, 8, 4>("AVX-512", 4, T::AVX512) });
             }
             if pulp::x86::V3::try_new().is_some() {
                 // 16 registers: 12 accumulators, 3 columns, 1 weight.
-                kernels.push(const { &Self::new::<simd::Avx2, 4, 2>("AVX2") });
+                kernels.push(const { &Self::new::<simd::Avx2, 4, 2>("AVX2", 2, transpose::plain) });
             }
         }
         #[cfg(target_arch = "aarch64")]
         if pulp::aarch64::Neon::try_new().is_some() {
-            kernels.push(const { &Self::new::<simd::Neon, 8, 4>("NEON") });
+            kernels.push(const { &Self::new::<simd::Neon, 8, 4>("NEON", 4, transpose::plain) });
         }
-        kernels.push(const { &Self::new::<simd::Portable, 4, 2>("portable") });
+        kernels.push(const { &Self::new::<simd::Portable, 4, 2>("portable", 2, transpose::plain) });
         kernels
     }
 
@@ -61,7 +70,11 @@ impl<T: Vector> Kernel<T> {
         Self::available()[0]
     }
 
-    const fn new<I: Isa, const R: usize, const HALF: usize>(name: &'static str) -> Self {
+    const fn new<I: Isa, const R: usize, const HALF: usize>(
+        name: &'static str,
+        outer_vectors: usize,
+        transpose: unsafe fn(&Transpose<T>),
+    ) -> Self {
         Self {
             name,
             lanes: size_of::<T::Of<I::Token>>() / size_of::<T>(),
@@ -71,6 +84,14 @@ impl<T: Vector> Kernel<T> {
                 [tile::tile::<T, I, 2, R>, tile::tile::<T, I, 2, HALF>],
                 [tile::tile::<T, I, 3, R>, tile::tile::<T, I, 3, HALF>],
             ],
+            outers: [
+                outer::outer::<T, I, 1>,
+                outer::outer::<T, I, 2>,
+                outer::outer::<T, I, 3>,
+                outer::outer::<T, I, 4>,
+            ],
+            outer_vectors,
+            transpose,
             pack: lanes::pack::<T, I>,
             scatter: lanes::scatter::<T, I>,
         }
@@ -91,6 +112,26 @@ impl<T: Vector> Kernel<T> {
         let half = usize::from(tile.channels <= self.channels / 2);
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { self.tiles[vectors - 1][half](tile) }
+    }
+
+    /// Computes one weight-gradient tile of `vectors` registers of channels.
+    ///
+    /// # Safety
+    ///
+    /// As [`outer::outer`], `vectors` being `V`.
+    pub unsafe fn outer(&self, vectors: usize, outer: &Outer<T>) {
+        // SAFETY: the caller vouches for the tile, this value for the CPU.
+        unsafe { self.outers[vectors - 1](outer) }
+    }
+
+    /// Transposes a matrix.
+    ///
+    /// # Safety
+    ///
+    /// As [`transpose::plain`].
+    pub unsafe fn transpose(&self, transpose: &Transpose<T>) {
+        // SAFETY: the caller vouches for both sides, this value for the CPU.
+        unsafe { (self.transpose)(transpose) }
     }
 
     /// Packs one run of columns for all channels.

@@ -1,6 +1,7 @@
 //! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
 
-use pulp::Simd;
+use super::transpose::{self, Transpose};
+use pulp::{MemMask, Simd};
 use std::ops::Add;
 
 /// An instruction set, named by the type that proves it can run.
@@ -81,8 +82,16 @@ pub trait Vector: Copy + Add<Output = Self> {
     /// Zero.
     const ZERO: Self;
 
+    /// One.
+    const ONE: Self;
+
     /// As many elements as a register holds.
     type Of<S: Simd>: Copy;
+
+    /// The transpose that AVX-512 runs.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    const AVX512: unsafe fn(&Transpose<Self>);
 
     /// Elements in a register.
     fn lanes<S: Simd>() -> usize {
@@ -137,6 +146,9 @@ pub trait Vector: Copy + Add<Output = Self> {
 
 impl Vector for f32 {
     const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+    #[cfg(target_arch = "x86_64")]
+    const AVX512: unsafe fn(&Transpose<f32>) = transpose::avx512;
     type Of<S: Simd> = S::f32s;
 
     #[inline(always)]
@@ -156,14 +168,14 @@ impl Vector for f32 {
 
     #[inline(always)]
     unsafe fn load_first<S: Simd>(simd: S, from: *const f32, count: usize) -> S::f32s {
-        let mask = simd.mask_between_m32s(0, count as u32);
+        let mask = MemMask::new(simd.mask_between_m32s(0, count as u32).mask());
         // SAFETY: the mask covers the elements the caller vouches for.
         unsafe { simd.mask_load_ptr_f32s(mask, from) }
     }
 
     #[inline(always)]
     unsafe fn store_first<S: Simd>(simd: S, to: *mut f32, count: usize, value: S::f32s) {
-        let mask = simd.mask_between_m32s(0, count as u32);
+        let mask = MemMask::new(simd.mask_between_m32s(0, count as u32).mask());
         // SAFETY: the mask covers the elements the caller vouches for.
         unsafe { simd.mask_store_ptr_f32s(mask, to, value) }
     }
@@ -171,6 +183,9 @@ impl Vector for f32 {
 
 impl Vector for f64 {
     const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    #[cfg(target_arch = "x86_64")]
+    const AVX512: unsafe fn(&Transpose<f64>) = transpose::plain;
     type Of<S: Simd> = S::f64s;
 
     #[inline(always)]
@@ -190,14 +205,14 @@ impl Vector for f64 {
 
     #[inline(always)]
     unsafe fn load_first<S: Simd>(simd: S, from: *const f64, count: usize) -> S::f64s {
-        let mask = simd.mask_between_m64s(0, count as u64);
+        let mask = MemMask::new(simd.mask_between_m64s(0, count as u64).mask());
         // SAFETY: the mask covers the elements the caller vouches for.
         unsafe { simd.mask_load_ptr_f64s(mask, from) }
     }
 
     #[inline(always)]
     unsafe fn store_first<S: Simd>(simd: S, to: *mut f64, count: usize, value: S::f64s) {
-        let mask = simd.mask_between_m64s(0, count as u64);
+        let mask = MemMask::new(simd.mask_between_m64s(0, count as u64).mask());
         // SAFETY: the mask covers the elements the caller vouches for.
         unsafe { simd.mask_store_ptr_f64s(mask, to, value) }
     }

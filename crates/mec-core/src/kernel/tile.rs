@@ -89,26 +89,28 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
                     }
                 }
             }
+            let whole = t.columns == V * lanes;
             for r in 0..R {
-                if r < t.channels {
-                    let out = t.out.add(r * t.out_channel);
-                    for v in 0..V {
-                        let to = out.wrapping_add(v * lanes);
-                        let count = t.columns.saturating_sub(v * lanes).min(lanes);
-                        let sum = match t.onto {
-                            Onto::Nothing => acc[r][v],
-                            Onto::Bias(bias) => {
-                                T::sum(simd, acc[r][v], T::splat(simd, *bias.add(r)))
-                            }
-                            Onto::Output => {
-                                T::sum(simd, acc[r][v], T::load_first(simd, to, count))
-                            }
-                        };
-                        if count == lanes {
-                            T::store::<S>(to, sum);
-                        } else {
-                            T::store_first(simd, to, count, sum);
-                        }
+                if r == t.channels {
+                    break;
+                }
+                let out = t.out.add(r * t.out_channel);
+                let bias = match t.onto {
+                    Onto::Bias(bias) => *bias.add(r),
+                    _ => T::ZERO,
+                };
+                for v in 0..V {
+                    let to = out.wrapping_add(v * lanes);
+                    let count = t.columns.saturating_sub(v * lanes).min(lanes);
+                    let sum = match t.onto {
+                        Onto::Nothing => acc[r][v],
+                        Onto::Bias(_) => T::sum(simd, acc[r][v], T::splat(simd, bias)),
+                        Onto::Output => T::sum(simd, acc[r][v], T::load_first(simd, to, count)),
+                    };
+                    if whole {
+                        T::store::<S>(to, sum);
+                    } else {
+                        T::store_first(simd, to, count, sum);
                     }
                 }
             }

@@ -149,19 +149,19 @@ impl<T: Vector> Worker<'_, T> {
             job += 1;
         }
         let (c, plan) = &jobs[job];
-        let (strip, rest) = (number % plan.strips, number / plan.strips);
+        let (strip, rest) = (number % plan.columns.strips, number / plan.columns.strips);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         if self.packed.is_none_or(|(held, _)| held != [job, group, part]) {
             self.packed = Some(([job, group, part], 0));
         }
         let outputs = part * plan.part_outputs..c.outputs.min((part + 1) * plan.part_outputs);
-        let task = Task { c, plan, strip: Strip::new(c, plan, strip), group, outputs };
-        for row in (0..plan.band_rows).step_by(plan.rows) {
+        let task = Task { c, plan, strip: Strip::new(c, &plan.columns, strip), group, outputs };
+        for row in (0..plan.columns.band_rows).step_by(plan.rows) {
             // A sum over nothing still writes its output.
             for channel in (0..c.channels.max(1)).step_by(plan.channels.max(1)) {
                 let panel = Panel {
                     row,
-                    rows: plan.rows.min(plan.band_rows - row),
+                    rows: plan.rows.min(plan.columns.band_rows - row),
                     channel,
                     channels: plan.channels.min(c.channels - channel),
                 };
@@ -297,7 +297,7 @@ impl<T: Vector> Worker<'_, T> {
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.
         unsafe {
             if runs.as_slice().len() == 1 && first.lane == 0 && out_column == 1 {
-                self.kernel.tile(task.strip.vectors, &tile);
+                self.kernel.tile(task.strip.bundles, &tile);
                 return;
             }
             let mut aside = MaybeUninit::<[T; MAX_COLUMNS * MAX_CHANNELS]>::uninit();
@@ -305,7 +305,7 @@ impl<T: Vector> Worker<'_, T> {
             tile.out_channel = task.strip.width;
             tile.columns = task.strip.width;
             tile.onto = Onto::Nothing;
-            self.kernel.tile(task.strip.vectors, &tile);
+            self.kernel.tile(task.strip.bundles, &tile);
             self.kernel.scatter(&Scatter {
                 tile: tile.out,
                 tile_channel: task.strip.width,

@@ -5,6 +5,7 @@ mod correlation;
 mod engine;
 mod panel;
 mod strips;
+mod weight_gradient;
 
 use crate::kernel::Kernel;
 use crate::{Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD};
@@ -12,6 +13,7 @@ use buffer::Fresh;
 use correlation::Correlation;
 use engine::{Job, Operands};
 use strips::{Strips, TileSize};
+use weight_gradient::Blocks;
 
 /// What the thread pool and the list of jobs may take of a thread's bound.
 const RESERVED: usize = 16 << 10;
@@ -141,4 +143,53 @@ pub(crate) fn input_gradient<T: Element>(
         engine::run(kernel, &plan.jobs, &operands, plan.threads);
         Ok(dx.finish())
     }
+}
+
+/// See [`crate::weight_gradient`] and [`crate::weight_bias_gradient`].
+pub(crate) fn weight_gradient<T: Element>(
+    kernel: &Kernel<T>,
+    g: &Geometry,
+    settings: &Settings,
+    x: &View<T>,
+    dy: &View<T>,
+    bias: bool,
+) -> Result<(Vec<T>, Option<Vec<T>>), Error> {
+    let len = g.weight_shape().iter().product();
+    let c = Correlation::forward(g, rows_join(x) && rows_join(dy));
+    if len == 0 || c.batch == 0 {
+        return Ok((vec![T::ZERO; len], bias.then(|| bias_gradient(g, dy))));
+    }
+    let pass = Pass::WeightGradient;
+    let limit = settings.workspace_limit.unwrap_or(usize::MAX);
+    let threads = rayon::current_num_threads();
+    let fixed = c.groups * c.channels * c.outputs * size_of::<usize>();
+    let _ = fixed;
+    let each = limit.min(WORKSPACE_PER_THREAD - RESERVED);
+    let Some(blocks) = Blocks::new(&c, kernel, each) else {
+        let minimum = Blocks::smallest(&c, kernel.lanes) * size_of::<T>();
+        return Err(Error::WorkspaceLimit { pass, minimum, limit });
+    };
+    let worker = blocks.workspace_len() * size_of::<T>();
+    let threads = threads.min(blocks.blocks(&c) * blocks.parts).min(limit / worker);
+    let mut dw = Fresh::new(len);
+    let mut db = Fresh::new(if bias { g.channels_out } else { 0 });
+    let operands = weight_gradient::Operands {
+        x: x.as_ptr(),
+        x_strides: x.strides(),
+        dy: dy.as_ptr(),
+        dy_strides: dy.strides(),
+        dw: dw.as_mut_ptr(),
+        db: if bias { db.as_mut_ptr() } else { std::ptr::null_mut() },
+    };
+    // SAFETY: the views have the shapes of the geometry, from which the correlation is derived;
+    // part 0 of each block writes its share of both results.
+    unsafe {
+        weight_gradient::run(kernel, &c, &blocks, &operands, threads);
+        Ok((dw.finish(), bias.then(|| db.finish())))
+    }
+}
+
+/// See [`crate::bias_gradient`].
+pub(crate) fn bias_gradient<T: Element>(g: &Geometry, dy: &View<T>) -> Vec<T> {
+    crate::reference::bias_gradient(g, dy)
 }

@@ -2,7 +2,7 @@
 //! operand format.
 
 use super::correlation::Correlation;
-use super::strips::Strips;
+use super::strips::Columns;
 use crate::kernel::{Kernel, MAX_COLUMNS, OutRun, Pack, Vector};
 
 /// Columns of a strip that lie in one row of one band of one image.
@@ -49,21 +49,21 @@ impl<T: Copy + Default> List<T> {
 
 /// One strip: which columns its lanes hold.
 pub(crate) struct Strip {
-    /// Registers of columns.
-    pub vectors: usize,
+    /// Bundles of columns.
+    pub bundles: usize,
     /// Lanes, used or not.
     pub width: usize,
     runs: List<Run>,
 }
 
 impl Strip {
-    /// Strip number `index` of the plan.
-    pub fn new(c: &Correlation, plan: &Strips, index: usize) -> Self {
-        let registers = plan.registers_of(index);
-        let columns = c.batch * plan.bands * c.width.output;
-        let mut column = registers.start * plan.lanes;
+    /// Strip number `index`.
+    pub fn new(c: &Correlation, dealt: &Columns, index: usize) -> Self {
+        let bundles = dealt.bundles_of(index);
+        let columns = c.batch * dealt.bands * c.width.output;
+        let mut column = bundles.start * dealt.lanes;
         let first = column;
-        let end = (registers.end * plan.lanes).min(columns);
+        let end = (bundles.end * dealt.lanes).min(columns);
         let mut runs = List::new();
         while column < end {
             let (row_of_columns, x) = (column / c.width.output, column % c.width.output);
@@ -71,13 +71,18 @@ impl Strip {
             runs.push(Run {
                 lane: column - first,
                 columns: count,
-                image: row_of_columns / plan.bands,
-                row: row_of_columns % plan.bands * plan.band_rows,
+                image: row_of_columns / dealt.bands,
+                row: row_of_columns % dealt.bands * dealt.band_rows,
                 x,
             });
             column += count;
         }
-        Self { vectors: registers.len(), width: registers.len() * plan.lanes, runs }
+        Self { bundles: bundles.len(), width: bundles.len() * dealt.lanes, runs }
+    }
+
+    /// The runs, by lane.
+    pub fn runs(&self) -> &[Run] {
+        self.runs.as_slice()
     }
 
     /// Where the lanes of output row `row` of each band lie in the output; lanes whose band has no

@@ -36,21 +36,46 @@ pub(crate) struct TileSize {
     pub bytes: usize,
 }
 
-/// The plan of one correlation.
+/// The columns (image, band, x) of a correlation, numbered in that order and dealt to strips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Strips {
-    /// Elements in a register.
-    pub lanes: usize,
-    /// Registers of columns over all strips.
-    pub registers: usize,
-    /// Strips the registers are dealt to.
-    pub strips: usize,
-    /// Registers of the widest strip.
-    pub vectors: usize,
+pub(crate) struct Columns {
     /// Bands an image is divided into: 1 is the paper's algorithm, `out_h` is im2col.
     pub bands: usize,
     /// Output rows of a band (the last may have fewer).
     pub band_rows: usize,
+    /// Columns that stay together.
+    pub lanes: usize,
+    /// How many such bundles there are; only the last may have fewer columns.
+    pub bundles: usize,
+    /// Strips the bundles are dealt to.
+    pub strips: usize,
+}
+
+impl Columns {
+    /// Deals the columns of `c`, in bundles of `lanes`, to strips of at most `most` bundles.
+    pub fn new(c: &Correlation, bands: usize, lanes: usize, most: usize) -> Self {
+        let band_rows = c.height.output.div_ceil(bands);
+        let bands = c.height.output.div_ceil(band_rows);
+        let bundles = (c.batch * bands * c.width.output).div_ceil(lanes);
+        Self { bands, band_rows, lanes, bundles, strips: bundles.div_ceil(most) }
+    }
+
+    /// Bundles of the widest strip.
+    pub fn widest(&self) -> usize {
+        self.bundles.div_ceil(self.strips.max(1))
+    }
+
+    /// Bundles of strip `strip`: as evenly dealt as they can be.
+    pub fn bundles_of(&self, strip: usize) -> Range<usize> {
+        strip * self.bundles / self.strips..(strip + 1) * self.bundles / self.strips
+    }
+}
+
+/// The plan of one correlation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Strips {
+    /// The columns of each strip, in bundles of a register.
+    pub columns: Columns,
     /// Output rows a panel serves.
     pub rows: usize,
     /// Input channels of a panel.
@@ -94,10 +119,8 @@ impl Strips {
         let channels = Self::channel_block(c, panel_room / row_len);
 
         let (bands, parts) = Self::bands_and_parts(c, size, vectors, threads);
-        let band_rows = c.height.output.div_ceil(bands);
-        let bands = c.height.output.div_ceil(band_rows);
-        let registers = (c.batch * bands * c.width.output).div_ceil(size.lanes);
-        let strips = registers.div_ceil(vectors);
+        let columns = Columns::new(c, bands, size.lanes, vectors);
+        let Columns { band_rows, strips, .. } = columns;
         let part_outputs = c.outputs.div_ceil(parts).next_multiple_of(size.channels);
         let parts = c.outputs.div_ceil(part_outputs);
 
@@ -118,12 +141,7 @@ impl Strips {
             (_, _, rows) => (Packing::InPlace, 0, rows?),
         };
         Some(Self {
-            lanes: size.lanes,
-            registers,
-            strips,
-            vectors: registers.div_ceil(strips.max(1)),
-            bands,
-            band_rows,
+            columns,
             rows,
             channels,
             parts,
@@ -199,11 +217,6 @@ impl Strips {
         }
     }
 
-    /// Registers of strip `strip`: as evenly dealt as they can be.
-    pub fn registers_of(&self, strip: usize) -> Range<usize> {
-        strip * self.registers / self.strips..(strip + 1) * self.registers / self.strips
-    }
-
     /// Elements of workspace for each thread.
     pub fn workspace_len(&self) -> usize {
         self.panel_len + self.weight_len
@@ -211,6 +224,6 @@ impl Strips {
 
     /// Independent pieces of work.
     pub fn tasks(&self, groups: usize) -> usize {
-        groups * self.parts * self.strips
+        groups * self.parts * self.columns.strips
     }
 }

@@ -1,0 +1,469 @@
+//! The weight gradient, and the bias gradient with it.
+//!
+//! ```text
+//! for task in (part of the strips, group, block of input channels, block of output channels)
+//!   for strip of the part, rows of a panel
+//!     pack the panel of x, as the forward pass does     [kernel element][row][column]
+//!     transpose the same columns of dy                  [row][column][output channel]
+//!     for tile of output channels, tile of kernel elements
+//!       micro-kernel: sums[kernel element][output channel] += panel * dy over rows and columns
+//!   add the sums, transposed, to the result
+//! ```
+//!
+//! Tasks share no result but through their parts, which are added in order: the number of parts
+//! depends on the problem alone, so the result does not depend on the number of threads. The bias
+//! gradient is the sum for one more kernel element, whose panel row holds ones.
+
+use super::buffer::{Fresh, Workspace};
+use super::correlation::Correlation;
+use super::engine::for_each_worker;
+use super::panel::{self, Source, Strip};
+use super::strips::Columns;
+use crate::kernel::{Kernel, MAX_COLUMNS, Outer, STEPS, Transpose, Vector};
+use std::sync::{Condvar, Mutex};
+
+/// The plan of a weight gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    /// The columns of each strip.
+    pub columns: Columns,
+    /// Output rows a panel serves.
+    pub rows: usize,
+    /// Input channels of a block.
+    pub channels: usize,
+    /// Output channels of a block: whole registers.
+    pub outputs: usize,
+    /// Parts the strips are divided into.
+    pub parts: usize,
+    /// Elements of a panel.
+    panel_len: usize,
+    /// Elements of a panel row of ones, for the bias.
+    ones_len: usize,
+    /// Elements of the transposed piece of `dy`.
+    dy_len: usize,
+    /// Elements of the sums.
+    sums_len: usize,
+}
+
+/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
+/// the number of threads.
+const TASKS_WANTED: usize = 16;
+
+/// Positions a part should sum over: adding a part to the result costs about as much as 20.
+const POSITIONS_WANTED: usize = 512;
+
+/// Channels of a block below which transposing `dy` for each block shows.
+const CHANNELS_WANTED: usize = 32;
+
+/// Positions of a panel from which loading and storing the sums no longer shows.
+const PANEL_POSITIONS: usize = 512;
+
+impl Blocks {
+    /// Plans the weight gradient of forward correlation `c` for at most `limit` bytes in each
+    /// thread; `None` if even the smallest blocks do not fit.
+    pub fn new<T: Vector>(c: &Correlation, kernel: &Kernel<T>, limit: usize) -> Option<Self> {
+        let elements = limit / size_of::<T>();
+        let lanes = kernel.lanes;
+        let most_outputs = c.outputs.next_multiple_of(lanes).min(2 * kernel.outer_vectors * lanes);
+        // From the sizes that are wanted down to the smallest: one column, one register, one channel.
+        let mut width = MAX_COLUMNS;
+        let mut outputs = most_outputs;
+        loop {
+            let sums = (elements * 3 / 8).max(elements.min((c.taps() + 1) * outputs));
+            let channels = (sums / outputs).saturating_sub(1) / c.taps();
+            if let Some(plan) = (channels > 0)
+                .then(|| Self::with(c, lanes, elements, width, outputs, channels))
+                .flatten()
+            {
+                return Some(plan);
+            }
+            if width > 1 {
+                width = width.div_ceil(2);
+            } else if outputs > lanes {
+                outputs = (outputs / 2).next_multiple_of(lanes);
+            } else {
+                return Self::with(c, lanes, elements, 1, lanes, 1);
+            }
+        }
+    }
+
+    /// Elements of the smallest blocks that work for `c`.
+    pub fn smallest(c: &Correlation, lanes: usize) -> usize {
+        Self::lens(c, 1, 1, 1, lanes).iter().sum()
+    }
+
+    /// Elements of panel, ones, `dy` and sums.
+    fn lens(
+        c: &Correlation,
+        width: usize,
+        rows: usize,
+        channels: usize,
+        outputs: usize,
+    ) -> [usize; 4] {
+        let channel = c.height.panel_rows(rows) * c.width.taps * width;
+        [channels * channel, channel, rows * width * outputs, (channels * c.taps() + 1) * outputs]
+    }
+
+    fn with(
+        c: &Correlation,
+        lanes: usize,
+        elements: usize,
+        width: usize,
+        outputs: usize,
+        most_channels: usize,
+    ) -> Option<Self> {
+        let output_blocks = c.groups * c.outputs.div_ceil(outputs);
+        let mut channel_blocks = c.channels.div_ceil(most_channels).max(1);
+        let columns = Columns::new(c, Self::bands(c), 1, width);
+        let positions = c.batch * c.height.output * c.width.output;
+        let parts_of = |blocks: usize| {
+            let most = (positions / POSITIONS_WANTED).min(columns.strips).max(1);
+            TASKS_WANTED.div_ceil(blocks).min(most)
+        };
+        while output_blocks * channel_blocks * parts_of(output_blocks * channel_blocks)
+            < TASKS_WANTED / 2
+            && c.channels.div_ceil(channel_blocks * 2) >= CHANNELS_WANTED
+        {
+            channel_blocks *= 2;
+        }
+        let channels = c.channels.div_ceil(channel_blocks).max(1);
+        let width = columns.widest();
+        let most_rows = columns.band_rows.min(PANEL_POSITIONS.div_ceil(width.max(1)));
+        (1..=most_rows).rev().find_map(|rows| {
+            let lens = Self::lens(c, width, rows, channels, outputs);
+            let [panel_len, ones_len, dy_len, sums_len] = lens;
+            (lens.iter().sum::<usize>() <= elements).then_some(Self {
+                columns,
+                rows,
+                channels,
+                outputs,
+                parts: parts_of(output_blocks * channel_blocks),
+                panel_len,
+                ones_len,
+                dy_len,
+                sums_len,
+            })
+        })
+    }
+
+    /// Bands that make rows of columns long enough for the micro-kernel's innermost loop. They
+    /// divide the image exactly: a row that does not exist must not be multiplied, even by zero.
+    fn bands(c: &Correlation) -> usize {
+        let out_h = c.height.output;
+        let enough = |bands: &usize| c.batch * c.width.output * bands >= MAX_COLUMNS * 2 / 3;
+        (1..=out_h).filter(|b| out_h.is_multiple_of(*b)).find(enough).unwrap_or(out_h.max(1))
+    }
+
+    /// Elements of workspace for each thread.
+    pub fn workspace_len(&self) -> usize {
+        self.panel_len + self.ones_len + self.dy_len + self.sums_len
+    }
+
+    /// Blocks of the result.
+    pub fn blocks(&self, c: &Correlation) -> usize {
+        c.groups * c.channels.div_ceil(self.channels) * c.outputs.div_ceil(self.outputs)
+    }
+
+    /// Bytes of the list of parts that are done.
+    pub fn shared_bytes(&self, c: &Correlation) -> usize {
+        self.blocks(c) * size_of::<usize>()
+    }
+}
+
+/// The tensors of a weight gradient.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands<T> {
+    /// Input at index zero.
+    pub x: *const T,
+    /// Strides of image, channel, row, column.
+    pub x_strides: [isize; 4],
+    /// Gradient of the output at index zero.
+    pub dy: *const T,
+    /// Strides of image, channel, row, column.
+    pub dy_strides: [isize; 4],
+    /// Weight gradient, row-major.
+    pub dw: *mut T,
+    /// Bias gradient, or null.
+    pub db: *mut T,
+}
+
+// SAFETY: the tensors are read only, or written at places no two tasks share at a time.
+unsafe impl<T: Send + Sync> Send for Operands<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Operands<T> {}
+
+/// How many parts of each block have been added to the result.
+struct Turns {
+    done: Mutex<Vec<usize>>,
+    changed: Condvar,
+}
+
+impl Turns {
+    /// Waits until all parts of `block` before `part` have been added, then runs `add`.
+    ///
+    /// Tasks are dealt part by part, so the one waited for is always running already.
+    fn take(&self, block: usize, part: usize, add: impl FnOnce()) {
+        let unpoisoned = "no task panics while it holds the lock";
+        let mut done = self.done.lock().expect(unpoisoned);
+        while done[block] < part {
+            done = self.changed.wait(done).expect(unpoisoned);
+        }
+        drop(done);
+        add();
+        self.done.lock().expect(unpoisoned)[block] += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// Runs the plan on at most `threads` threads of the current rayon pool.
+///
+/// # Safety
+///
+/// The whole input and output gradient can be read through `operands`; the weight gradient and a
+/// bias gradient that is not null can be written. The problem has at least one position.
+pub(crate) unsafe fn run<T: Vector + Send + Sync + std::ops::Add<Output = T>>(
+    kernel: &Kernel<T>,
+    c: &Correlation,
+    plan: &Blocks,
+    operands: &Operands<T>,
+    threads: usize,
+) {
+    let blocks = plan.blocks(c);
+    let turns = Turns { done: Mutex::new(vec![0; blocks]), changed: Condvar::new() };
+    for_each_worker(threads, blocks * plan.parts, |first, next| {
+        let memory = Workspace::new(plan.workspace_len());
+        let mut task = Some(first);
+        while let Some(number) = task {
+            let (part, block) = (number / blocks, number % blocks);
+            let worker = Worker::new(kernel, c, plan, operands, &memory, block);
+            // SAFETY: the caller vouches for the tensors; the turns keep parts apart.
+            unsafe {
+                worker.sum(part);
+                turns.take(block, part, || worker.add(part > 0));
+            }
+            task = next();
+        }
+    });
+}
+
+/// One task: a block of the result and the memory to sum it in.
+struct Worker<'a, T: Copy + 'static> {
+    kernel: &'a Kernel<T>,
+    c: &'a Correlation,
+    plan: &'a Blocks,
+    operands: &'a Operands<T>,
+    panel: *mut T,
+    ones: *mut T,
+    dy: *mut T,
+    sums: *mut T,
+    group: usize,
+    /// First input channel and how many.
+    channels: (usize, usize),
+    /// First output channel and how many.
+    outputs: (usize, usize),
+    /// Whether this block sums the bias gradient too.
+    bias: bool,
+}
+
+impl<'a, T: Vector> Worker<'a, T> {
+    fn new(
+        kernel: &'a Kernel<T>,
+        c: &'a Correlation,
+        plan: &'a Blocks,
+        operands: &'a Operands<T>,
+        memory: &Workspace<T>,
+        block: usize,
+    ) -> Self {
+        let channel_blocks = c.channels.div_ceil(plan.channels);
+        let output_blocks = c.outputs.div_ceil(plan.outputs);
+        let channel = block % channel_blocks * plan.channels;
+        let rest = block / channel_blocks;
+        let output = rest % output_blocks * plan.outputs;
+        let panel = memory.as_ptr();
+        let ones = panel.wrapping_add(plan.panel_len);
+        let dy = ones.wrapping_add(plan.ones_len);
+        Self {
+            kernel,
+            c,
+            plan,
+            operands,
+            panel,
+            ones,
+            dy,
+            sums: dy.wrapping_add(plan.dy_len),
+            group: rest / output_blocks,
+            channels: (channel, plan.channels.min(c.channels - channel)),
+            outputs: (output, plan.outputs.min(c.outputs - output)),
+            bias: channel == 0 && !operands.db.is_null(),
+        }
+    }
+
+    /// Kernel elements this block sums, the bias as one more.
+    fn steps(&self) -> usize {
+        self.channels.1 * self.c.taps() + usize::from(self.bias)
+    }
+
+    /// Tiles of output channels: first register and registers.
+    fn tiles(&self) -> impl Iterator<Item = (usize, usize)> {
+        let most = self.kernel.outer_vectors;
+        let registers = self.outputs.1.div_ceil(self.kernel.lanes);
+        (0..registers).step_by(most).map(move |first| (first, most.min(registers - first)))
+    }
+
+    /// Sums one part of the strips.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`].
+    unsafe fn sum(&self, part: usize) {
+        let plan = self.plan;
+        // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
+        unsafe {
+            // Lanes without a channel are multiplied too; what was left there could be slow.
+            fill(self.dy, plan.dy_len, T::ZERO);
+            fill(self.ones, plan.ones_len, T::ONE);
+            let strips = plan.columns.strips;
+            let mut onto = false;
+            for strip in part * strips / plan.parts..(part + 1) * strips / plan.parts {
+                let strip = Strip::new(self.c, &plan.columns, strip);
+                for row in (0..plan.columns.band_rows).step_by(plan.rows) {
+                    let rows = plan.rows.min(plan.columns.band_rows - row);
+                    self.pack(&strip, row, rows);
+                    self.multiply(&strip, rows, onto);
+                    onto = true;
+                }
+            }
+        }
+    }
+
+    /// Packs the panel of `x` and transposes the same columns of `dy`.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`].
+    unsafe fn pack(&self, strip: &Strip, row: usize, rows: usize) {
+        let (c, o, lanes) = (self.c, self.operands, self.kernel.lanes);
+        let channel = self.group * c.channels + self.channels.0;
+        let source = Source {
+            first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
+            strides: o.x_strides,
+            channels: self.channels.1,
+        };
+        let [image, channel, line, column] = o.dy_strides;
+        // SAFETY: the caller vouches for the tensors; the plan made room.
+        unsafe {
+            panel::pack(self.kernel, c, strip, (row, rows), &source, self.panel);
+            for (first, registers) in self.tiles() {
+                let to = self.tile(first, strip, rows);
+                let output = self.outputs.0 + first * lanes;
+                let outputs = (registers * lanes).min(self.outputs.1 - first * lanes);
+                for row_in_panel in 0..rows {
+                    for run in strip.runs() {
+                        let offset = run.image as isize * image
+                            + (self.group * c.outputs + output) as isize * channel
+                            + (run.row + row + row_in_panel) as isize * line
+                            + run.x as isize * column;
+                        let position = row_in_panel * strip.width + run.lane;
+                        self.kernel.transpose(&Transpose {
+                            from: o.dy.wrapping_offset(offset),
+                            from_row: channel,
+                            from_column: column,
+                            rows: outputs,
+                            columns: run.columns,
+                            to: to.add(position * registers * lanes),
+                            to_row: registers * lanes,
+                            onto: false,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the tile that starts at register `first` has its columns of `dy`.
+    fn tile(&self, first: usize, strip: &Strip, rows: usize) -> *mut T {
+        self.dy.wrapping_add(first * self.kernel.lanes * rows * strip.width)
+    }
+
+    /// Adds the packed panel times the transposed `dy` to the sums.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`], after [`Worker::pack`].
+    unsafe fn multiply(&self, strip: &Strip, rows: usize, onto: bool) {
+        let (c, lanes) = (self.c, self.kernel.lanes);
+        let unit = c.height.unit();
+        let line = c.width.taps * strip.width;
+        let panel_rows = c.height.panel_rows(rows);
+        let steps = self.steps();
+        // Where kernel element `k` (channel, row, column) has its first column in the panel.
+        let start = |k: usize| -> *const T {
+            let (channel, tap) = (k / c.taps(), k % c.taps());
+            if channel == self.channels.1 {
+                return self.ones;
+            }
+            let (y, x) = (tap / c.width.taps, tap % c.width.taps);
+            let row = channel * panel_rows + y * c.height.tap_step / unit;
+            self.panel.wrapping_add(row * line + x * strip.width)
+        };
+        for (first, registers) in self.tiles() {
+            for step in (0..steps).step_by(STEPS) {
+                let outer = Outer {
+                    panel: std::array::from_fn(|k| start((step + k).min(steps - 1))),
+                    panel_row: c.height.step / unit * line,
+                    dy: self.tile(first, strip, rows),
+                    dy_row: strip.width * registers * lanes,
+                    rows,
+                    columns: strip.width,
+                    out: self.sums.wrapping_add(step * self.plan.outputs + first * lanes),
+                    out_step: self.plan.outputs,
+                    steps: STEPS.min(steps - step),
+                    onto,
+                };
+                // SAFETY: panel, ones, `dy` and sums have room for what the plan says.
+                unsafe { self.kernel.outer(registers, &outer) };
+            }
+        }
+    }
+
+    /// Writes the sums to the result, or adds them.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`], after [`Worker::sum`]; no other task is adding to this block.
+    unsafe fn add(&self, onto: bool) {
+        let (c, o) = (self.c, self.operands);
+        let output = self.group * c.outputs + self.outputs.0;
+        let elements = self.channels.1 * c.taps();
+        // SAFETY: the caller vouches for the result.
+        unsafe {
+            self.kernel.transpose(&Transpose {
+                from: self.sums,
+                from_row: self.plan.outputs as isize,
+                from_column: 1,
+                rows: elements,
+                columns: self.outputs.1,
+                to: o.dw.add((output * c.channels + self.channels.0) * c.taps()),
+                to_row: c.channels * c.taps(),
+                onto,
+            });
+            if self.bias {
+                for i in 0..self.outputs.1 {
+                    let sum = *self.sums.add(elements * self.plan.outputs + i);
+                    let to = o.db.add(output + i);
+                    *to = if onto { *to + sum } else { sum };
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// `len` elements can be written.
+unsafe fn fill<T: Copy>(to: *mut T, len: usize, value: T) {
+    for i in 0..len {
+        // SAFETY: the caller vouches for the elements.
+        unsafe { *to.add(i) = value };
+    }
+}
