@@ -4,6 +4,7 @@ use std::fmt;
 
 /// Which implementation computes the convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Algorithm {
     /// The fastest one for the problem. On the CPU that is always [`Algorithm::Strip`].
     #[default]
