@@ -1,0 +1,3 @@
+//! Neural-network modules, at the paths they have in `burn::nn`.
+
+pub mod conv;
