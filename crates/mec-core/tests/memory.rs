@@ -138,7 +138,7 @@ fn limits(layer: &Layer, pools: &[ThreadPool]) {
 /// Handing out jobs takes no more than is allowed for it, once the threads have started.
 fn the_allowance(pools: &[ThreadPool]) {
     for pool in pools {
-        let call = || pool.install(|| (0..64).into_par_iter().for_each(|i| drop(black_box(i))));
+        let call = || pool.install(|| (0..64).into_par_iter().for_each(|i| _ = black_box(i)));
         pool.broadcast(|_| ());
         call();
         let most = (0..1000).map(|_| measure(call).1.peak).max().unwrap_or(0);
