@@ -1,4 +1,5 @@
 //! The module is a drop-in for Burn's: configuration, initial values, display, records, panics.
+//! Its initial values have a file of their own.
 
 mod common;
 
@@ -10,26 +11,12 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
 use burn_mec::nn::conv::{Conv2d, Conv2dConfig};
 use burn_mec::{Algorithm, Settings};
-use common::{MEC, assert_close, devices, panic_message, random, tensor, values};
-
-/// Configurations that together set every field.
-fn configs() -> Vec<burn_conv::Conv2dConfig> {
-    let new = burn_conv::Conv2dConfig::new;
-    vec![
-        new([3, 8], [3, 3]),
-        new([4, 6], [3, 2]).with_stride([2, 1]).with_dilation([1, 2]).with_bias(false),
-        new([4, 6], [2, 4]).with_padding(PaddingConfig2d::Same).with_groups(2),
-        new([2, 2], [3, 3]).with_padding(PaddingConfig2d::Explicit(1, 2, 3, 0)),
-        new([2, 4], [1, 1]).with_initializer(Initializer::Normal { mean: 0.5, std: 0.1 }),
-    ]
-}
+use common::{
+    MEC, assert_close, configs, devices, panic_message, random, tensor, values, weights_of,
+};
 
 fn input(channels: usize, device: &Device) -> Tensor<4> {
     tensor(&random(2 * channels * 63, 7), [2, channels, 9, 7], device, DType::F32)
-}
-
-fn weights_of(conv: &burn_conv::Conv2d) -> (Vec<f64>, Option<Vec<f64>>) {
-    (values(conv.weight.val()), conv.bias.as_ref().map(|bias| values(bias.val())))
 }
 
 #[test]
@@ -42,20 +29,6 @@ fn forward_equals_burns() {
             let (got, expected) = (ours.forward(x.clone()), theirs.forward(x));
             assert_eq!(got.dims(), expected.dims(), "{config}");
             assert_close(&values(got), &values(expected), 1e-5, &config);
-        }
-    }
-}
-
-/// One test, because a device's seed is shared by all threads.
-#[test]
-fn same_initial_values_from_the_same_seed() {
-    for device in devices() {
-        for config in configs() {
-            device.seed(42);
-            let theirs = weights_of(&config.init(&device));
-            device.seed(42);
-            let ours = weights_of(&Conv2dConfig::from(config.clone()).init(&device).into());
-            assert_eq!(ours, theirs, "{config}");
         }
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! Shapes and options arrive as a [`Geometry`], validated once by [`crate::module`]. The tensors of
 //! a call have its shapes and share one float type.
-#![allow(deprecated)] // burn-ndarray, which Burn means to drop.
+// burn-ndarray, which Burn means to drop.
+#![allow(deprecated)]
 // Without a backend, the generated dispatch has nothing to hand its arguments to.
 #![cfg_attr(not(any(feature = "ndarray", feature = "flex")), allow(unused_variables))]
 

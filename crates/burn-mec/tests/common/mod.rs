@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use burn::nn::{Initializer, PaddingConfig2d, conv as burn_conv};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use mec_core::testing::Problem;
@@ -173,4 +174,21 @@ pub fn problem(
     bias: bool,
 ) -> Problem {
     Problem { name: name.to_string(), input, weight, options, bias }
+}
+
+/// Configurations that together set every field.
+pub fn configs() -> Vec<burn_conv::Conv2dConfig> {
+    let new = burn_conv::Conv2dConfig::new;
+    vec![
+        new([3, 8], [3, 3]),
+        new([4, 6], [3, 2]).with_stride([2, 1]).with_dilation([1, 2]).with_bias(false),
+        new([4, 6], [2, 4]).with_padding(PaddingConfig2d::Same).with_groups(2),
+        new([2, 2], [3, 3]).with_padding(PaddingConfig2d::Explicit(1, 2, 3, 0)),
+        new([2, 4], [1, 1]).with_initializer(Initializer::Normal { mean: 0.5, std: 0.1 }),
+    ]
+}
+
+/// The parameters of a module, row-major.
+pub fn weights_of(conv: &burn_conv::Conv2d) -> (Vec<f64>, Option<Vec<f64>>) {
+    (values(conv.weight.val()), conv.bias.as_ref().map(|bias| values(bias.val())))
 }
