@@ -103,14 +103,21 @@ pub(crate) struct OutRun {
     pub columns: usize,
     /// Where lane `lane` of channel 0 belongs, in elements from the output's start.
     pub offset: usize,
+    /// Whether the last lane is the last column of its row.
+    pub ends: bool,
 }
 
-/// A finished tile whose columns do not lie together in the output.
+/// A finished tile whose columns do not lie together in the output, or tiles of several phases,
+/// whose columns take turns there.
 pub(crate) struct Scatter<'a, T> {
-    /// Lane 0 of channel 0.
+    /// Lane 0 of phase 0 of channel 0.
     pub tile: *const T,
-    /// Elements from a channel of the tile to the next.
-    pub tile_channel: usize,
+    /// Elements from a phase of the tile to the next. Channels follow the last phase.
+    pub tile_phase: usize,
+    /// Phases.
+    pub phases: usize,
+    /// Phases that the last column of a row has.
+    pub last_phases: usize,
     /// Channels.
     pub channels: usize,
     /// Where the lanes go.
@@ -119,7 +126,7 @@ pub(crate) struct Scatter<'a, T> {
     pub out: *mut T,
     /// Elements from a channel of the output to the next.
     pub out_channel: usize,
-    /// Elements from a column of the output to the next.
+    /// Elements from a column of a phase to the next, in the output.
     pub out_column: usize,
     /// What the tile is added to.
     pub onto: Onto<T>,
@@ -133,42 +140,28 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let s = self.0;
-        let lanes = T::lanes::<S>();
         // SAFETY: `scatter`'s contract covers every address formed here.
         unsafe {
             for r in 0..s.channels {
-                let tile = s.tile.add(r * s.tile_channel);
-                let out = s.out.wrapping_add(r * s.out_channel);
                 let bias = match s.onto {
                     Onto::Bias(bias) => *bias.add(r),
                     _ => T::ZERO,
                 };
-                let bias_vector = T::splat(simd, bias);
+                let onto = matches!(s.onto, Onto::Output);
                 for run in s.runs {
-                    let (tile, out) = (tile.add(run.lane), out.wrapping_add(run.offset));
-                    if s.out_column == 1 {
-                        let mut i = 0;
-                        while i < run.columns {
-                            let count = (run.columns - i).min(lanes);
-                            let mut v = T::load_first(simd, tile.add(i), count);
-                            match s.onto {
-                                Onto::Nothing => {}
-                                Onto::Bias(_) => v = T::sum(simd, v, bias_vector),
-                                Onto::Output => {
-                                    v = T::sum(simd, v, T::load_first(simd, out.add(i), count))
-                                }
+                    let out = s.out.wrapping_add(r * s.out_channel + run.offset);
+                    for phase in 0..s.phases {
+                        let tile = s.tile.add((r * s.phases + phase) * s.tile_phase + run.lane);
+                        let missing = usize::from(run.ends && phase >= s.last_phases);
+                        let columns = run.columns - missing;
+                        if s.out_column == 1 {
+                            add_run(simd, tile, out, columns, bias, onto);
+                        } else {
+                            for i in 0..columns {
+                                let to = out.wrapping_add(phase + i * s.out_column);
+                                let value = *tile.add(i) + bias;
+                                *to = if onto { value + *to } else { value };
                             }
-                            T::store_first(simd, out.add(i), count, v);
-                            i += lanes;
-                        }
-                    } else {
-                        for i in 0..run.columns {
-                            let to = out.add(i * s.out_column);
-                            *to = match s.onto {
-                                Onto::Nothing => *tile.add(i),
-                                Onto::Bias(_) => *tile.add(i) + bias,
-                                Onto::Output => *tile.add(i) + *to,
-                            };
                         }
                     }
                 }
@@ -177,12 +170,38 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
     }
 }
 
+/// Writes `from + bias`, or adds it to what is there.
+#[inline(always)]
+unsafe fn add_run<T: Vector, S: Simd>(
+    simd: S,
+    from: *const T,
+    to: *mut T,
+    count: usize,
+    bias: T,
+    onto: bool,
+) {
+    let (lanes, bias) = (T::lanes::<S>(), T::splat(simd, bias));
+    let mut i = 0;
+    // SAFETY: the caller vouches for `count` elements at both addresses.
+    unsafe {
+        while i < count {
+            let n = (count - i).min(lanes);
+            let mut value = T::sum(simd, T::load_first(simd, from.add(i), n), bias);
+            if onto {
+                value = T::sum(simd, value, T::load_first(simd, to.add(i), n));
+            }
+            T::store_first(simd, to.add(i), n, value);
+            i += lanes;
+        }
+    }
+}
+
 /// Writes a tile to its places in the output.
 ///
 /// # Safety
 ///
-/// The CPU has `I`. Every lane of `runs` can be read in each channel of `tile` and written (onto
-/// the output: read too) at its place in `out`; a bias has `channels` elements.
+/// The CPU has `I`. Every lane of `runs` can be read in each phase and channel of `tile` and written
+/// (onto the output: read too) at its place in `out`; a bias has `channels` elements.
 pub(crate) unsafe fn scatter<T: Vector, I: Isa>(scatter: &Scatter<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(RunScatter(scatter));

@@ -11,9 +11,9 @@ mod tile;
 mod transpose;
 
 pub(crate) use lanes::{OutRun, Pack, Scatter};
-pub(crate) use outer::{Outer, STEPS};
+pub(crate) use outer::{Outer, STEPS, Stretch};
 pub use simd::Vector;
-pub(crate) use tile::{Loop, Onto, Tile};
+pub(crate) use tile::{Onto, Tap, Tile};
 pub(crate) use transpose::Transpose;
 
 use simd::Isa;
@@ -108,8 +108,8 @@ impl<T: Vector> Kernel<T> {
     ///
     /// As [`tile::tile`], `vectors` being `V` and [`Kernel::channels`] `R`.
     pub unsafe fn tile(&self, vectors: usize, tile: &Tile<T>) {
-        debug_assert!(tile.channels >= 1 && tile.channels <= self.channels);
-        let half = usize::from(tile.channels <= self.channels / 2);
+        debug_assert!(tile.outputs >= 1 && tile.outputs <= self.channels);
+        let half = usize::from(tile.outputs <= self.channels / 2);
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { self.tiles[vectors - 1][half](tile) }
     }

@@ -11,21 +11,23 @@ use pulp::{Simd, WithSimd};
 /// Kernel elements of a tile.
 pub(crate) const STEPS: usize = 6;
 
-/// One call of the micro-kernel.
-pub(crate) struct Outer<T> {
-    /// Where the first column of each kernel element lies in the panel; the last one repeated where
-    /// there are fewer.
-    pub panel: [*const T; STEPS],
-    /// Elements from a row of the panel to the next that is summed.
-    pub panel_row: usize,
-    /// The first column of `dy`, `V` vectors of channels; columns and rows follow each other.
-    pub dy: *const T,
-    /// Elements from a row of `dy` to the next.
-    pub dy_row: usize,
-    /// Rows to sum over.
-    pub rows: usize,
-    /// Columns of each row.
+/// Columns that follow each other in the panel and in the transposed `dy`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Stretch {
+    /// Elements from a kernel element's start in the panel to the first column.
+    pub panel: usize,
+    /// Columns.
     pub columns: usize,
+}
+
+/// One call of the micro-kernel.
+pub(crate) struct Outer<'a, T> {
+    /// Where each kernel element starts in the panel; the last one repeated where there are fewer.
+    pub panel: [*const T; STEPS],
+    /// The columns to sum over.
+    pub stretches: &'a [Stretch],
+    /// The first column of `dy`, `V` vectors of channels; all columns follow each other.
+    pub dy: *const T,
     /// The first kernel element's sums, `V` vectors.
     pub out: *mut T,
     /// Elements from a kernel element's sums to the next's.
@@ -36,7 +38,7 @@ pub(crate) struct Outer<T> {
     pub onto: bool,
 }
 
-struct Run<'a, T, const V: usize>(&'a Outer<T>);
+struct Run<'a, T, const V: usize>(&'a Outer<'a, T>);
 
 impl<T: Vector, const V: usize> WithSimd for Run<'_, T, V> {
     type Output = ();
@@ -48,11 +50,11 @@ impl<T: Vector, const V: usize> WithSimd for Run<'_, T, V> {
         let mut acc = [[T::splat(simd, T::ZERO); V]; STEPS];
         // SAFETY: `outer`'s contract covers every address formed here.
         unsafe {
-            for row in 0..t.rows {
+            let mut dy = t.dy;
+            for stretch in t.stretches {
                 let panel: [*const T; STEPS] =
-                    std::array::from_fn(|k| t.panel[k].add(row * t.panel_row));
-                let mut dy = t.dy.add(row * t.dy_row);
-                for column in 0..t.columns {
+                    std::array::from_fn(|k| t.panel[k].add(stretch.panel));
+                for column in 0..stretch.columns {
                     let channels: [T::Of<S>; V] =
                         std::array::from_fn(|v| T::load::<S>(dy.add(v * lanes)));
                     for k in 0..STEPS {
@@ -83,8 +85,8 @@ impl<T: Vector, const V: usize> WithSimd for Run<'_, T, V> {
 ///
 /// # Safety
 ///
-/// The CPU has `I`. `columns` elements can be read in each of `rows` rows from every pointer of
-/// `panel`, and as many times `V` vectors from `dy`; `V` vectors can be written (and, onto the
+/// The CPU has `I`. Every column of the stretches can be read from every pointer of `panel`, and as
+/// many times `V` vectors from `dy`; `V` vectors can be written (and, onto the
 /// output, read) for each of `steps` steps of `out`.
 pub(crate) unsafe fn outer<T: Vector, I: Isa, const V: usize>(outer: &Outer<T>) {
     // SAFETY: the caller vouches for the CPU.

@@ -1,9 +1,15 @@
-//! The forward micro-kernel: a register tile of `V` vectors of columns by `R` channels.
+//! The forward micro-kernel: a register tile of `V` vectors of columns by `R` output channels.
 //!
-//! Columns lie in SIMD lanes and are read from a packed panel; channels are broadcast from the
-//! weight. Every step of the sum loads `V` vectors and `R` scalars for `V * R` fused multiply-adds:
-//! at 3 x 8 on AVX-512 that is 11 loads for the 12 cycles in which two ports do 24 of them, so the
-//! loads hide and the accumulators (24 of 32 registers) cover the latency of four cycles.
+//! Columns lie in SIMD lanes and are read from a packed panel; output channels are broadcast from
+//! the weight, where it lies. Every step of the sum loads `V` vectors, `R` scalars and the step's two
+//! offsets for `V * R` fused multiply-adds: at 3 x 8 on AVX-512 that is 13 loads for the 12 cycles in
+//! which two ports do 24 of them, so the loads hide and the accumulators (24 of 32 registers) cover
+//! the latency of four cycles.
+//!
+//! Packing the weights as well was tried and is slower in the forward pass: `R` streams that each
+//! advance by one element stay in the first-level cache, while a copy must be made, stored and read
+//! back (cv5, cv6, cv11, cv12 at batch 32: 76, 76, 67 and 65 % of FMA peak packed, 85, 84, 82 and 83
+//! % in place).
 
 use super::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
@@ -13,46 +19,50 @@ use pulp::{Simd, WithSimd};
 pub(crate) enum Onto<T> {
     /// Nothing: this is the whole sum.
     Nothing,
-    /// One value for each channel, read from here.
+    /// One value for each output channel, read from here.
     Bias(*const T),
     /// What the output holds already.
     Output,
 }
 
-/// The three nested loops of a sum: `count` steps, each moving the two operands by its strides.
+/// One kernel element of a sum.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Loop {
-    /// Iterations.
-    pub count: usize,
-    /// Elements from one iteration's columns to the next's.
+pub(crate) struct Tap {
+    /// Elements from a channel's first column to the one this kernel element meets.
     pub panel: usize,
-    /// Elements from one iteration's weight to the next's.
+    /// Elements from a channel's first weight to this kernel element's.
     pub weight: isize,
 }
 
 /// One call of the micro-kernel.
-pub(crate) struct Tile<T> {
-    /// First vector of columns. Each innermost step reads `V` whole vectors from it.
+pub(crate) struct Tile<'a, T> {
+    /// The window's first column of the first channel; `V` vectors are read at each tap.
     pub panel: *const T,
-    /// First weight of channel 0.
-    pub weight: *const T,
-    /// Elements from a channel's weight to the next's.
-    pub weight_channel: isize,
-    /// The sum, outermost loop first. The innermost `panel` step is always `V` vectors.
-    pub sum: [Loop; 3],
-    /// Column 0 of channel 0.
-    pub out: *mut T,
     /// Elements from a channel's columns to the next's.
+    pub panel_channel: usize,
+    /// First weight of the first channel and output.
+    pub weight: *const T,
+    /// Elements from a channel's weights to the next's.
+    pub weight_channel: isize,
+    /// Elements from an output's weights to the next's.
+    pub weight_output: isize,
+    /// Channels to sum over.
+    pub channels: usize,
+    /// Kernel elements to sum over.
+    pub taps: &'a [Tap],
+    /// Column 0 of output 0.
+    pub out: *mut T,
+    /// Elements from an output's columns to the next's.
     pub out_channel: usize,
     /// Columns to store, at most `V` vectors.
     pub columns: usize,
-    /// Channels to store, at least 1 and at most `R`.
-    pub channels: usize,
+    /// Outputs to store, at least 1 and at most `R`.
+    pub outputs: usize,
     /// What the sum is added to.
     pub onto: Onto<T>,
 }
 
-struct Run<'a, T, const V: usize, const R: usize>(&'a Tile<T>);
+struct Run<'a, T, const V: usize, const R: usize>(&'a Tile<'a, T>);
 
 impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
     type Output = ();
@@ -61,37 +71,32 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
     fn with_simd<S: Simd>(self, simd: S) {
         let t = self.0;
         let lanes = T::lanes::<S>();
-        let [outer, middle, inner] = t.sum;
         let mut acc = [[T::splat(simd, T::ZERO); V]; R];
-        // Channels beyond the last one repeat it, so that no read leaves the weight.
-        let channel: [isize; R] =
-            std::array::from_fn(|r| r.min(t.channels - 1) as isize * t.weight_channel);
+        // Outputs beyond the last one repeat it, so that no read leaves the weight.
+        let output: [isize; R] =
+            std::array::from_fn(|r| r.min(t.outputs - 1) as isize * t.weight_output);
         // SAFETY: `tile`'s contract covers every address formed here.
         unsafe {
-            for o in 0..outer.count {
-                for m in 0..middle.count {
-                    let mut panel = t.panel.add(o * outer.panel + m * middle.panel);
-                    let first =
-                        t.weight.offset(o as isize * outer.weight + m as isize * middle.weight);
-                    let mut weight: [*const T; R] =
-                        std::array::from_fn(|r| first.wrapping_offset(channel[r]));
-                    for _ in 0..inner.count {
-                        let columns: [T::Of<S>; V] =
-                            std::array::from_fn(|v| T::load::<S>(panel.add(v * lanes)));
-                        for r in 0..R {
-                            let w = T::splat(simd, *weight[r]);
-                            for v in 0..V {
-                                acc[r][v] = T::mul_add(simd, columns[v], w, acc[r][v]);
-                            }
-                            weight[r] = weight[r].wrapping_offset(inner.weight);
+            for c in 0..t.channels {
+                let panel = t.panel.add(c * t.panel_channel);
+                let first = t.weight.offset(c as isize * t.weight_channel);
+                let weight: [*const T; R] =
+                    std::array::from_fn(|r| first.wrapping_offset(output[r]));
+                for tap in t.taps {
+                    let panel = panel.add(tap.panel);
+                    let columns: [T::Of<S>; V] =
+                        std::array::from_fn(|v| T::load::<S>(panel.add(v * lanes)));
+                    for r in 0..R {
+                        let w = T::splat(simd, *weight[r].wrapping_offset(tap.weight));
+                        for v in 0..V {
+                            acc[r][v] = T::mul_add(simd, columns[v], w, acc[r][v]);
                         }
-                        panel = panel.add(V * lanes);
                     }
                 }
             }
             let whole = t.columns == V * lanes;
             for r in 0..R {
-                if r == t.channels {
+                if r == t.outputs {
                     break;
                 }
                 let out = t.out.add(r * t.out_channel);
@@ -122,9 +127,10 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
 ///
 /// # Safety
 ///
-/// The CPU has `I`. Over all steps of `tile.sum`, `V` vectors can be read from `panel` and one
-/// element from `weight` for each of `channels`; `columns` elements can be written (and, onto the
-/// output, read) in each of `channels` rows of `out`; a bias has `channels` elements.
+/// The CPU has `I`. For each channel and tap, `V` vectors can be read from `panel` and one element
+/// from `weight` for each of `outputs`, of which there is at least one; `columns` elements can be
+/// written (and, onto the output, read) in each of `outputs` rows of `out`; a bias has `outputs`
+/// elements.
 pub(crate) unsafe fn tile<T: Vector, I: Isa, const V: usize, const R: usize>(tile: &Tile<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Run::<T, V, R>(tile));

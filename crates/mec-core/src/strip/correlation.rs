@@ -99,6 +99,50 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// The taps of one residue of the output columns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Phase {
+    /// Input columns from the axis's base to the first tap's.
+    pub offset: usize,
+    /// Kernel columns that take part.
+    pub taps: usize,
+    /// Kernel column of tap 0.
+    pub weight_first: usize,
+}
+
+/// Most neighbouring output columns that are computed from one panel, so that they are stored
+/// together. A larger stride has a correlation for each column.
+pub(crate) const MAX_PHASES: usize = 4;
+
+/// How the columns of a strip lie in a panel: the taps of a row are read from `planes` planes, tap
+/// `m` from plane `m % period`, `m / period * shift` lanes further on.
+///
+/// With a plane for each tap this is the paper's lowering. With fewer, a plane serves every tap that
+/// meets the same input columns at other lanes: nothing is copied twice, but rows end in a gap of
+/// `halo` lanes which compute nothing, and vectors are read across cache lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lowering {
+    /// Planes of a row.
+    pub planes: usize,
+    period: usize,
+    shift: usize,
+    /// Lanes that taps reach beyond a strip.
+    pub halo: usize,
+}
+
+impl Lowering {
+    /// Elements of one plane under a strip of `width` lanes: whole registers, so that planes start
+    /// at cache lines.
+    pub fn plane_len(&self, width: usize, lanes: usize) -> usize {
+        (width + self.halo).next_multiple_of(lanes)
+    }
+
+    /// Elements from a row's start to where tap `tap` of `phase` begins.
+    pub fn tap(&self, phase: &Phase, tap: usize, plane_len: usize) -> usize {
+        phase.offset + tap % self.period * plane_len + tap / self.period * self.shift
+    }
+}
+
 /// Sizes of a correlation; all but `groups` and `batch` are those of one group and one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Correlation {
@@ -112,41 +156,107 @@ pub(crate) struct Correlation {
     pub outputs: usize,
     /// The vertical axis.
     pub height: Reach,
-    /// The horizontal axis.
+    /// The horizontal axis. Where several phases are computed together, its base is the first input
+    /// column of any of them, and its taps are the most of any of them.
     pub width: Reach,
+    phases: [Phase; MAX_PHASES],
+    phase_count: usize,
+    last_phases: usize,
 }
 
 impl Correlation {
     /// The forward pass. `rows_join` says that the input's rows follow each other without a gap.
     pub fn forward(g: &Geometry, rows_join: bool) -> Self {
+        let width = Reach::forward(&g.width);
         Self {
             batch: g.batch,
             groups: g.groups,
             channels: g.channels_in / g.groups,
             outputs: g.channels_out / g.groups,
             height: Reach::forward(&g.height),
-            width: Reach::forward(&g.width),
+            width,
+            phases: [Phase { offset: 0, taps: width.taps, weight_first: 0 }; MAX_PHASES],
+            phase_count: 1,
+            last_phases: 1,
         }
         .simplified(rows_join)
     }
 
-    /// The input gradient: one correlation of `dy` for each phase of the input's positions.
+    /// The input gradient: correlations of `dy` for each phase of the input's rows, and of its
+    /// columns where they cannot be computed together.
     pub fn input_gradient(g: &Geometry, rows_join: bool) -> impl Iterator<Item = Self> {
-        let phases = (0..g.height.stride).flat_map(|p| (0..g.width.stride).map(move |q| (p, q)));
         let g = *g;
+        let joint = g.width.stride <= MAX_PHASES;
+        let columns = if joint { 1 } else { g.width.stride };
+        let phases = (0..g.height.stride).flat_map(move |p| (0..columns).map(move |q| (p, q)));
         phases
             .map(move |(p, q)| {
+                let (width, phases, phase_count) = if joint {
+                    joint_phases(&g.width)
+                } else {
+                    let r = Reach::phase(&g.width, q);
+                    let phase = Phase { offset: 0, taps: r.taps, weight_first: r.weight_first };
+                    (r, [phase; MAX_PHASES], 1)
+                };
                 Self {
                     batch: g.batch,
                     groups: g.groups,
                     channels: g.channels_out / g.groups,
                     outputs: g.channels_in / g.groups,
                     height: Reach::phase(&g.height, p),
-                    width: Reach::phase(&g.width, q),
+                    width,
+                    phases,
+                    phase_count,
+                    last_phases: g.width.input.saturating_sub(1) % phase_count + 1,
                 }
                 .simplified(rows_join)
             })
             .filter(|c| c.height.output > 0 && c.width.output > 0)
+    }
+
+    /// The phases of the output columns, in order.
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases[..self.phase_count]
+    }
+
+    /// Phases of the last column: those whose place in the output exists.
+    pub fn last_phases(&self) -> usize {
+        self.last_phases
+    }
+
+    /// Kernel elements that take part, of all phases together.
+    pub fn all_taps(&self) -> usize {
+        self.height.taps * self.phases().iter().map(|p| p.taps).sum::<usize>()
+    }
+
+    /// The paper's lowering, a plane for each tap, or the one that copies nothing twice.
+    pub fn lowering(&self, folded: bool) -> Lowering {
+        let w = &self.width;
+        if self.phase_count > 1 {
+            let reach = |p: &Phase| p.offset + p.taps.saturating_sub(1) * w.tap_step;
+            let halo = self.phases().iter().map(reach).max().unwrap_or(0);
+            return Lowering { planes: 1, period: 1, shift: w.tap_step, halo };
+        }
+        let common = gcd(w.step, w.tap_step);
+        let (period, shift) =
+            if folded { (w.taps, 0) } else { (w.step / common, w.tap_step / common) };
+        let planes = period.min(w.taps);
+        Lowering { planes, period, shift, halo: (w.taps - 1) / period * shift }
+    }
+
+    /// Which lowering takes less time: gaps cost fused multiply-adds, planes cost packing.
+    pub fn best_lowering(&self, lanes: usize) -> Lowering {
+        let [folded, shifted] = [true, false].map(|f| self.lowering(f));
+        let rows = self.height.output.clamp(1, 4);
+        let reuse = self.height.panel_rows(rows) as f64 / rows as f64;
+        let steps = self.height.taps * self.phases().iter().map(|p| p.taps).sum::<usize>();
+        let time = |l: &Lowering| {
+            let gap = l.halo as f64 / self.width.output.max(1) as f64;
+            // Half a cycle for the multiply-add of a register, about 2.5 for packing it.
+            let sum = 0.5 * (steps * self.outputs.max(4)) as f64;
+            (1.0 + gap) * (sum + 2.5 * l.planes as f64 * reuse) / lanes as f64
+        };
+        if time(&folded) < time(&shifted) { folded } else { shifted }
     }
 
     fn simplified(mut self, rows_join: bool) -> Self {
@@ -155,6 +265,7 @@ impl Correlation {
             self.channels = 0;
             self.height.taps = 1;
             self.width.taps = 1;
+            self.phases = [Phase { offset: 0, taps: 1, weight_first: 0 }; MAX_PHASES];
         }
         if rows_join && self.height.is_pointwise() && self.width.is_pointwise() {
             let positions = self.height.input * self.width.input;
@@ -166,10 +277,24 @@ impl Correlation {
         self
     }
 
-    /// Kernel elements that take part, of one channel.
+    /// Most kernel elements that take part in one output, of one channel.
     pub fn taps(&self) -> usize {
         self.height.taps * self.width.taps
     }
+}
+
+/// All phases of an axis, computed together: what they have in common, and each one's taps.
+fn joint_phases(axis: &Axis) -> (Reach, [Phase; MAX_PHASES], usize) {
+    let each: Vec<Reach> = (0..axis.stride).map(|p| Reach::phase(axis, p)).collect();
+    let some = || each.iter().filter(|r| r.taps > 0);
+    let base = some().map(|r| r.base).min().unwrap_or(0);
+    let mut phases = [Phase::default(); MAX_PHASES];
+    for (phase, r) in phases.iter_mut().zip(&each) {
+        let offset = if r.taps > 0 { (r.base - base) as usize } else { 0 };
+        *phase = Phase { offset, taps: r.taps, weight_first: r.weight_first };
+    }
+    let taps = some().map(|r| r.taps).max().unwrap_or(0);
+    (Reach { base, taps, ..each[0] }, phases, axis.stride)
 }
 
 #[cfg(test)]

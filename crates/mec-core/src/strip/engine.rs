@@ -5,19 +5,18 @@
 //!   for rows of a panel, for block of input channels
 //!     pack the panel                                     once for all output channels of the part
 //!     for tile of output channels
-//!       pack or find the weights
 //!       for row of the panel
-//!         micro-kernel: a window of the panel x the weights -> a tile of the output
+//!         micro-kernel: a window of the panel x the weights, where they lie -> a tile of the output
 //! ```
 //!
 //! Every output element is summed in one fixed order by one task, so results do not depend on the
 //! number of threads.
 
 use super::buffer::Workspace;
-use super::correlation::Correlation;
+use super::correlation::{Correlation, MAX_PHASES};
 use super::panel::{self, Source, Strip};
-use super::strips::{Packing, Strips};
-use crate::kernel::{Kernel, Loop, MAX_CHANNELS, MAX_COLUMNS, Onto, Scatter, Tile, Vector};
+use super::strips::Strips;
+use crate::kernel::{Kernel, MAX_CHANNELS, MAX_COLUMNS, Onto, Scatter, Tap, Tile, Vector};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,17 +62,24 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
-    let workspace = jobs.iter().map(|(_, s)| s.workspace_len()).max().unwrap_or(0);
     for_each_worker(threads, tasks, |first, next| {
-        let mut worker =
-            Worker { kernel, operands, memory: Workspace::new(workspace), packed: None };
+        let panel = Workspace::new(jobs.iter().map(|(_, s)| s.panel_len).max().unwrap_or(0));
+        let taps = Vec::with_capacity(jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0));
+        let mut worker = Worker { kernel, operands, panel, taps };
         let mut task = Some(first);
         while let Some(number) = task {
-            // SAFETY: the caller vouches for the tensors; the memory fits the largest plan.
+            // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
             unsafe { worker.run(jobs, number) };
             task = next();
         }
     });
+}
+
+/// Bytes that [`run`] takes for each thread.
+pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
+    let panel = jobs.iter().map(|(_, s)| s.panel_len.max(1)).max().unwrap_or(0);
+    let taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
+    panel * size_of::<T>() + taps * size_of::<Tap>()
 }
 
 /// Deals the numbers below `tasks`, in order, to at most `threads` workers: each starts with its
@@ -103,13 +109,13 @@ pub(crate) fn for_each_worker(
     }
 }
 
-/// One thread's memory, and which weights it holds packed.
+/// One thread's memory.
 struct Worker<'a, T: Copy + 'static> {
     kernel: &'a Kernel<T>,
     operands: &'a Operands<T>,
-    memory: Workspace<T>,
-    /// Job, group and part whose weights are resident, and how many of its channels are packed.
-    packed: Option<([usize; 3], usize)>,
+    panel: Workspace<T>,
+    /// The taps of each phase, one phase after the other.
+    taps: Vec<Tap>,
 }
 
 /// One task, resolved.
@@ -129,15 +135,6 @@ struct Panel {
     channels: usize,
 }
 
-/// Where a tile finds its weights: the first one, and the strides from an output channel to the
-/// next and from a summed channel, a kernel row and a kernel column to the next.
-#[derive(Clone, Copy)]
-struct Weights<T> {
-    first: *const T,
-    output: isize,
-    sum: [isize; 3],
-}
-
 impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
@@ -151,11 +148,10 @@ impl<T: Vector> Worker<'_, T> {
         let (c, plan) = &jobs[job];
         let (strip, rest) = (number % plan.columns.strips, number / plan.columns.strips);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
-        if self.packed.is_none_or(|(held, _)| held != [job, group, part]) {
-            self.packed = Some(([job, group, part], 0));
-        }
         let outputs = part * plan.part_outputs..c.outputs.min((part + 1) * plan.part_outputs);
-        let task = Task { c, plan, strip: Strip::new(c, &plan.columns, strip), group, outputs };
+        let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
+        let task = Task { c, plan, strip, group, outputs };
+        self.find_taps(&task);
         for row in (0..plan.columns.band_rows).step_by(plan.rows) {
             // A sum over nothing still writes its output.
             for channel in (0..c.channels.max(1)).step_by(plan.channels.max(1)) {
@@ -171,12 +167,31 @@ impl<T: Vector> Worker<'_, T> {
         }
     }
 
+    /// Where each tap lies in the panel and in the weight.
+    fn find_taps(&mut self, task: &Task) {
+        let (c, strip) = (task.c, &task.strip);
+        let [.., row, column] = self.operands.weight_strides;
+        self.taps.clear();
+        for phase in c.phases() {
+            for y in 0..c.height.taps {
+                for x in 0..phase.taps {
+                    let kernel_y = c.height.weight_first as isize + y as isize * c.height.weight_step;
+                    let kernel_x = phase.weight_first as isize + x as isize * c.width.weight_step;
+                    self.taps.push(Tap {
+                        panel: strip.tap(c, phase, y, x),
+                        weight: kernel_y * row + kernel_x * column,
+                    });
+                }
+            }
+        }
+    }
+
     /// Packs a panel and multiplies it with the weights of all its output channels.
     ///
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn panel(&mut self, task: &Task, panel: &Panel) {
+    unsafe fn panel(&self, task: &Task, panel: &Panel) {
         let o = self.operands;
         let channel = task.group * task.c.channels + panel.channel;
         let source = Source {
@@ -185,196 +200,86 @@ impl<T: Vector> Worker<'_, T> {
             channels: panel.channels,
         };
         let rows = (panel.row, panel.rows);
-        // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
+        // SAFETY: the caller vouches for the tensors; the plan made room for the panel.
         unsafe {
-            panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.memory.as_ptr());
+            panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.panel.as_ptr());
             for first in task.outputs.clone().step_by(self.kernel.channels) {
                 let outputs = first..task.outputs.end.min(first + self.kernel.channels);
-                let weights = self.weights(task, panel, outputs.clone());
                 for row in 0..panel.rows {
-                    self.tile(task, panel, row, outputs.clone(), &weights);
+                    self.window(task, panel, row, outputs.clone());
                 }
             }
         }
     }
 
-    /// The weights of one tile's channels for one panel.
+    /// One window of the panel times some output channels: a tile for each phase.
     ///
     /// # Safety
     ///
-    /// As [`run`].
-    unsafe fn weights(&mut self, task: &Task, panel: &Panel, outputs: Range<usize>) -> Weights<T> {
-        let (c, o) = (task.c, self.operands);
-        let [group, output, channel, row, column] = o.weight_strides;
-        let first = task.group as isize * group
-            + outputs.start as isize * output
-            + c.height.weight_first as isize * row
-            + c.width.weight_first as isize * column;
-        let in_place = Weights {
-            first: o.weight.wrapping_offset(first),
-            output,
-            sum: [channel, row * c.height.weight_step, column * c.width.weight_step],
-        };
-        let tile = self.kernel.channels;
-        let packed = |first| Weights {
-            first,
-            output: 1,
-            sum: [c.taps() * tile, c.width.taps * tile, tile].map(|s| s as isize),
-        };
-        // SAFETY: the plan made room behind the panel for the weights it wants packed.
-        unsafe {
-            let room = self.memory.as_ptr().add(task.plan.panel_len);
-            match task.plan.packing {
-                Packing::InPlace => in_place.channel(panel.channel),
-                Packing::Block => {
-                    let block = in_place.channel(panel.channel);
-                    block.pack(c, panel.channels, outputs.len(), tile, room);
-                    packed(room.cast_const())
-                }
-                Packing::Resident => {
-                    let done = outputs.start - task.outputs.start;
-                    let to = room.add(done * c.channels * c.taps());
-                    let (_, ready) = self.packed.as_mut().expect("set when the task began");
-                    if *ready == done {
-                        in_place.pack(c, c.channels, outputs.len(), tile, to);
-                        *ready += tile;
-                    }
-                    packed(to.cast_const()).channel(panel.channel)
-                }
-            }
-        }
-    }
-
-    /// One window of the panel, one tile of the output.
-    ///
-    /// # Safety
-    ///
-    /// As [`run`]; panel and weights are packed.
-    unsafe fn tile(
-        &self,
-        task: &Task,
-        panel: &Panel,
-        row: usize,
-        outputs: Range<usize>,
-        weights: &Weights<T>,
-    ) {
-        let (c, o) = (task.c, self.operands);
-        let runs = task.strip.out_runs(c, panel.row + row, &o.y_strides);
+    /// As [`run`]; the panel is packed.
+    unsafe fn window(&self, task: &Task, panel: &Panel, row: usize, outputs: Range<usize>) {
+        let (c, o, strip) = (task.c, self.operands, &task.strip);
+        let runs = strip.out_runs(c, panel.row + row, &o.y_strides);
         let Some(first) = runs.as_slice().first() else { return };
-        let line = c.width.taps * task.strip.width;
-        let unit = c.height.unit();
-        let channel = task.group * c.outputs + outputs.start;
+        let output = task.group * c.outputs + outputs.start;
         let onto = match (panel.channel, o.bias.is_null()) {
             (0, true) => Onto::Nothing,
-            (0, false) => Onto::Bias(o.bias.wrapping_add(channel)),
+            (0, false) => Onto::Bias(o.bias.wrapping_add(output)),
             _ => Onto::Output,
         };
-        let out = o.y.wrapping_add(channel * o.y_strides[1]);
+        let [group, weight_output, weight_channel, ..] = o.weight_strides;
+        let weight = task.group as isize * group
+            + outputs.start as isize * weight_output
+            + panel.channel as isize * weight_channel;
+        let out = o.y.wrapping_add(output * o.y_strides[1]);
         let out_column = c.width.out_step * o.y_strides[3];
         let mut tile = Tile {
-            panel: self.memory.as_ptr().wrapping_add(row * c.height.step / unit * line),
-            weight: weights.first,
-            weight_channel: weights.output,
-            sum: joined([
-                Loop {
-                    count: panel.channels,
-                    panel: c.height.panel_rows(panel.rows) * line,
-                    weight: weights.sum[0],
-                },
-                Loop {
-                    count: c.height.taps,
-                    panel: c.height.tap_step / unit * line,
-                    weight: weights.sum[1],
-                },
-                Loop { count: c.width.taps, panel: task.strip.width, weight: weights.sum[2] },
-            ]),
+            panel: self
+                .panel
+                .as_ptr()
+                .wrapping_add(row * c.height.step / c.height.unit() * strip.line_len),
+            panel_channel: c.height.panel_rows(panel.rows) * strip.line_len,
+            weight: o.weight.wrapping_offset(weight),
+            weight_channel,
+            weight_output,
+            channels: panel.channels,
+            taps: &self.taps,
             out: out.wrapping_add(first.offset),
             out_channel: o.y_strides[1],
             columns: first.columns,
-            channels: outputs.len(),
+            outputs: outputs.len(),
             onto,
         };
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.
         unsafe {
-            if runs.as_slice().len() == 1 && first.lane == 0 && out_column == 1 {
-                self.kernel.tile(task.strip.bundles, &tile);
+            let together = runs.as_slice().len() == 1 && first.lane == 0 && out_column == 1;
+            if together && c.phases().len() == 1 {
+                self.kernel.tile(strip.bundles, &tile);
                 return;
             }
-            let mut aside = MaybeUninit::<[T; MAX_COLUMNS * MAX_CHANNELS]>::uninit();
-            tile.out = aside.as_mut_ptr().cast();
-            tile.out_channel = task.strip.width;
-            tile.columns = task.strip.width;
+            let mut aside = MaybeUninit::<[T; MAX_PHASES * MAX_COLUMNS * MAX_CHANNELS]>::uninit();
+            let aside = aside.as_mut_ptr().cast::<T>();
+            tile.out_channel = c.phases().len() * strip.width;
+            tile.columns = strip.width;
             tile.onto = Onto::Nothing;
-            self.kernel.tile(task.strip.bundles, &tile);
+            let mut taps = &self.taps[..];
+            for (number, phase) in c.phases().iter().enumerate() {
+                (tile.taps, taps) = taps.split_at(c.height.taps * phase.taps);
+                tile.out = aside.add(number * strip.width);
+                self.kernel.tile(strip.bundles, &tile);
+            }
             self.kernel.scatter(&Scatter {
-                tile: tile.out,
-                tile_channel: task.strip.width,
+                tile: aside,
+                tile_phase: strip.width,
+                phases: c.phases().len(),
                 channels: outputs.len(),
                 runs: runs.as_slice(),
+                last_phases: c.last_phases(),
                 out,
                 out_channel: o.y_strides[1],
                 out_column,
                 onto,
             });
-        }
-    }
-}
-
-/// Joins loops whose steps follow on each other, so that the innermost one is long.
-fn joined([outer, middle, inner]: [Loop; 3]) -> [Loop; 3] {
-    let once = Loop { count: 1, panel: 0, weight: 0 };
-    let mut kept = [once, once, inner];
-    let mut last = 2;
-    for next in [middle, outer] {
-        let inner = &mut kept[last];
-        let follows = next.panel == inner.count * inner.panel
-            && next.weight == inner.count as isize * inner.weight;
-        if next.count == 1 {
-            continue;
-        } else if inner.count == 1 && next.panel == inner.panel {
-            *inner = next;
-        } else if follows {
-            inner.count *= next.count;
-        } else {
-            last -= 1;
-            kept[last] = next;
-        }
-    }
-    kept
-}
-
-impl<T: Copy> Weights<T> {
-    /// From summed channel `channel` on.
-    fn channel(mut self, channel: usize) -> Self {
-        self.first = self.first.wrapping_offset(channel as isize * self.sum[0]);
-        self
-    }
-
-    /// Copies the weights of `outputs` channels to `to` as `[channel][tap y][tap x][tile]`.
-    ///
-    /// # Safety
-    ///
-    /// The weights can be read, and `channels * taps * tile` elements can be written.
-    unsafe fn pack(
-        &self,
-        c: &Correlation,
-        channels: usize,
-        outputs: usize,
-        tile: usize,
-        mut to: *mut T,
-    ) {
-        let [channel, row, column] = self.sum;
-        for i in 0..channels as isize {
-            for t in 0..c.height.taps as isize {
-                for m in 0..c.width.taps as isize {
-                    let from = self.first.wrapping_offset(i * channel + t * row + m * column);
-                    for r in 0..outputs {
-                        // SAFETY: the caller vouches for both sides.
-                        unsafe { *to.add(r) = *from.wrapping_offset(r as isize * self.output) };
-                    }
-                    to = to.wrapping_add(tile);
-                }
-            }
         }
     }
 }

@@ -53,8 +53,7 @@ fn plan<T: Element>(
         let minimum = fixed + correlations.iter().map(panel).max().unwrap_or(0);
         return Err(Error::WorkspaceLimit { pass, minimum, limit });
     };
-    let worker = jobs.iter().map(|(_, s)| s.workspace_len().max(1)).max().unwrap_or(0);
-    let worker = worker * size_of::<T>();
+    let worker = engine::worker_bytes::<T>(&jobs);
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
     let affordable = (limit - fixed).checked_div(worker).unwrap_or(1);
     let threads = threads.min(tasks).min(affordable);
@@ -162,14 +161,12 @@ pub(crate) fn weight_gradient<T: Element>(
     let pass = Pass::WeightGradient;
     let limit = settings.workspace_limit.unwrap_or(usize::MAX);
     let threads = rayon::current_num_threads();
-    let fixed = c.groups * c.channels * c.outputs * size_of::<usize>();
-    let _ = fixed;
     let each = limit.min(WORKSPACE_PER_THREAD - RESERVED);
     let Some(blocks) = Blocks::new(&c, kernel, each) else {
-        let minimum = Blocks::smallest(&c, kernel.lanes) * size_of::<T>();
+        let minimum = Blocks::smallest::<T>(&c, kernel.lanes);
         return Err(Error::WorkspaceLimit { pass, minimum, limit });
     };
-    let worker = blocks.workspace_len() * size_of::<T>();
+    let worker = blocks.worker_bytes::<T>();
     let threads = threads.min(blocks.blocks(&c) * blocks.parts).min(limit / worker);
     let mut dw = Fresh::new(len);
     let mut db = Fresh::new(if bias { g.channels_out } else { 0 });

@@ -1,16 +1,19 @@
 //! The strip's columns, and packing them: the paper's lowering, straight into the micro-kernel's
 //! operand format.
 
-use super::correlation::Correlation;
+use super::correlation::{Correlation, Lowering, Phase};
 use super::strips::Columns;
 use crate::kernel::{Kernel, MAX_COLUMNS, OutRun, Pack, Vector};
+use std::mem::MaybeUninit;
 
-/// Columns of a strip that lie in one row of one band of one image.
+/// Lanes of a strip that lie in one row of one band of one image.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Run {
     /// First lane.
     pub lane: usize,
-    /// Columns.
+    /// Lanes.
+    pub lanes: usize,
+    /// How many of them, from the first, are output columns; the rest are gap or halo.
     pub columns: usize,
     /// Image.
     pub image: usize,
@@ -20,64 +23,82 @@ pub(crate) struct Run {
     pub x: usize,
 }
 
-/// A short list on the stack: a strip has at most one run for each column.
-#[derive(Clone, Copy)]
+/// Most runs of a strip. A row with a halo `h` takes at least `1 + h` lanes, so that the lanes of a
+/// strip meet at most as many rows as it has lanes, and its halo at most one more.
+const MAX_RUNS: usize = MAX_COLUMNS + 1;
+
+/// A short list on the stack: at most one run for each lane of strip and halo.
 pub(crate) struct List<T> {
-    items: [T; MAX_COLUMNS],
+    items: [MaybeUninit<T>; MAX_RUNS],
     len: usize,
 }
 
-impl<T: Copy + Default> List<T> {
+impl<T: Copy> List<T> {
     fn new() -> Self {
-        Self { items: [T::default(); MAX_COLUMNS], len: 0 }
+        Self { items: [MaybeUninit::uninit(); MAX_RUNS], len: 0 }
     }
 
     fn push(&mut self, item: T) {
-        self.items[self.len] = item;
+        self.items[self.len].write(item);
         self.len += 1;
     }
 
     fn last_mut(&mut self) -> Option<&mut T> {
-        self.items[..self.len].last_mut()
+        let last = self.items[..self.len].last_mut()?;
+        // SAFETY: the first `len` items have been written.
+        Some(unsafe { last.assume_init_mut() })
     }
 
     /// The items so far.
     pub fn as_slice(&self) -> &[T] {
-        &self.items[..self.len]
+        let items = &raw const self.items[..self.len];
+        // SAFETY: the first `len` items have been written.
+        unsafe { &*(items as *const [T]) }
     }
 }
 
 /// One strip: which columns its lanes hold.
 pub(crate) struct Strip {
-    /// Bundles of columns.
+    /// Bundles of lanes.
     pub bundles: usize,
-    /// Lanes, used or not.
+    /// Lanes, used or not, without the halo.
     pub width: usize,
+    /// Elements of a plane: the lanes and the halo, in whole registers.
+    pub plane_len: usize,
+    /// Elements of a panel's row.
+    pub line_len: usize,
+    lowering: Lowering,
     runs: List<Run>,
 }
 
 impl Strip {
-    /// Strip number `index`.
-    pub fn new(c: &Correlation, dealt: &Columns, index: usize) -> Self {
+    /// Strip number `index`, for registers of `lanes` elements.
+    pub fn new(c: &Correlation, dealt: &Columns, lanes: usize, index: usize) -> Self {
+        let lowering = dealt.lowering;
         let bundles = dealt.bundles_of(index);
-        let columns = c.batch * dealt.bands * c.width.output;
-        let mut column = bundles.start * dealt.lanes;
-        let first = column;
-        let end = (bundles.end * dealt.lanes).min(columns);
+        let (first, end) = (bundles.start * dealt.bundle, bundles.end * dealt.bundle);
+        let pitch = c.width.output + lowering.halo;
+        let last = (end + lowering.halo).min(c.batch * dealt.bands * pitch);
         let mut runs = List::new();
-        while column < end {
-            let (row_of_columns, x) = (column / c.width.output, column % c.width.output);
-            let count = (c.width.output - x).min(end - column);
+        let mut lane = first;
+        while lane < last {
+            let (row, x) = (lane / pitch, lane % pitch);
+            let count = (pitch - x).min(last - lane);
+            let columns = c.width.output.saturating_sub(x).min(end.saturating_sub(lane));
             runs.push(Run {
-                lane: column - first,
-                columns: count,
-                image: row_of_columns / dealt.bands,
-                row: row_of_columns % dealt.bands * dealt.band_rows,
+                lane: lane - first,
+                lanes: count,
+                columns: columns.min(count),
+                image: row / dealt.bands,
+                row: row % dealt.bands * dealt.band_rows,
                 x,
             });
-            column += count;
+            lane += count;
         }
-        Self { bundles: bundles.len(), width: bundles.len() * dealt.lanes, runs }
+        let width = bundles.len() * dealt.bundle;
+        let plane_len = lowering.plane_len(width, lanes);
+        let line_len = lowering.planes * plane_len;
+        Self { bundles: bundles.len(), width, plane_len, line_len, lowering, runs }
     }
 
     /// The runs, by lane.
@@ -85,27 +106,35 @@ impl Strip {
         self.runs.as_slice()
     }
 
-    /// Where the lanes of output row `row` of each band lie in the output; lanes whose band has no
-    /// such row are left out, and runs that follow each other are joined.
+    /// Elements from a channel's start in the panel to where tap (`y`, `x`) of `phase` begins.
+    pub fn tap(&self, c: &Correlation, phase: &Phase, y: usize, x: usize) -> usize {
+        y * c.height.tap_step / c.height.unit() * self.line_len
+            + self.lowering.tap(phase, x, self.plane_len)
+    }
+
+    /// Where the columns of output row `row` of each band lie in the output; those whose band has
+    /// no such row are left out, and runs that follow each other are joined.
     pub fn out_runs(&self, c: &Correlation, row: usize, strides: &[usize; 4]) -> List<OutRun> {
         let [image, _, line, column] = *strides;
         let mut out = List::<OutRun>::new();
         for run in self.runs.as_slice() {
             let q = run.row + row;
-            if q >= c.height.output {
+            if q >= c.height.output || run.columns == 0 {
                 continue;
             }
             let offset = run.image * image
                 + (q * c.height.out_step + c.height.out_base) * line
                 + (run.x * c.width.out_step + c.width.out_base) * column;
+            let ends = run.x + run.columns == c.width.output;
             match out.last_mut() {
                 Some(last)
-                    if last.lane + last.columns == run.lane
+                    if c.phases().len() == 1
+                        && last.lane + last.columns == run.lane
                         && last.offset + last.columns * c.width.out_step * column == offset =>
                 {
                     last.columns += run.columns;
                 }
-                _ => out.push(OutRun { lane: run.lane, columns: run.columns, offset }),
+                _ => out.push(OutRun { lane: run.lane, columns: run.columns, offset, ends }),
             }
         }
         out
@@ -127,7 +156,7 @@ pub(crate) struct Source<T> {
 /// # Safety
 ///
 /// The correlation's whole input can be read from `source`; `to` has room for
-/// `channels * panel_rows(rows) * taps * width` elements.
+/// `channels * panel_rows(rows) * line_len` elements.
 pub(crate) unsafe fn pack<T: Vector>(
     kernel: &Kernel<T>,
     c: &Correlation,
@@ -139,21 +168,20 @@ pub(crate) unsafe fn pack<T: Vector>(
     let strides = &source.strides;
     let (h, w) = (&c.height, &c.width);
     let panel_rows = h.panel_rows(rows);
-    let line_len = w.taps * strip.width;
-    let runs = strip.runs.as_slice();
-    let used = runs.last().map_or(0, |r| r.lane + r.columns);
+    let runs = strip.runs();
+    let used = runs.last().map_or(0, |r| r.lane + r.lanes);
     for i in 0..panel_rows {
         for (index, run) in runs.iter().enumerate() {
             let y = ((run.row + row) * h.step + i * h.unit()) as isize + h.base;
             let inside = (0..h.input as isize).contains(&y);
-            // Lanes no column uses are cleared: stale bits could be denormals, which are slow.
-            let idle = if index + 1 == runs.len() { strip.width - used } else { 0 };
-            for m in 0..w.taps {
-                let first = (run.x * w.step + m * w.tap_step) as isize + w.base;
+            // Lanes no run uses are cleared: stale bits could be denormals, which are slow.
+            let idle = if index + 1 == runs.len() { strip.plane_len - used } else { 0 };
+            for plane in 0..strip.lowering.planes {
+                let first = (run.x * w.step + plane * w.tap_step) as isize + w.base;
                 let (before, columns) = if inside {
-                    inside_columns(first, w.step, w.input, run.columns)
+                    inside_columns(first, w.step, w.input, run.lanes)
                 } else {
-                    (run.columns, 0)
+                    (run.lanes, 0)
                 };
                 let start = first + (before * w.step) as isize;
                 let offset = run.image as isize * strides[0] + y * strides[2] + start * strides[3];
@@ -164,12 +192,12 @@ pub(crate) unsafe fn pack<T: Vector>(
                         from: source.first.wrapping_offset(offset),
                         from_channel: strides[1],
                         from_column: w.step as isize * strides[3],
-                        to: to.add(i * line_len + m * strip.width + run.lane),
-                        to_channel: panel_rows * line_len,
+                        to: to.add(i * strip.line_len + plane * strip.plane_len + run.lane),
+                        to_channel: panel_rows * strip.line_len,
                         channels: source.channels,
                         before,
                         columns,
-                        after: run.columns - before - columns + idle,
+                        after: run.lanes - before - columns + idle,
                     });
                 }
             }

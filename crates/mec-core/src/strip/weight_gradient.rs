@@ -14,12 +14,12 @@
 //! depends on the problem alone, so the result does not depend on the number of threads. The bias
 //! gradient is the sum for one more kernel element, whose panel row holds ones.
 
-use super::buffer::{Fresh, Workspace};
+use super::buffer::Workspace;
 use super::correlation::Correlation;
 use super::engine::for_each_worker;
 use super::panel::{self, Source, Strip};
 use super::strips::Columns;
-use crate::kernel::{Kernel, MAX_COLUMNS, Outer, STEPS, Transpose, Vector};
+use crate::kernel::{Kernel, MAX_COLUMNS, Outer, STEPS, Stretch, Transpose, Vector};
 use std::sync::{Condvar, Mutex};
 
 /// The plan of a weight gradient.
@@ -43,6 +43,8 @@ pub(crate) struct Blocks {
     dy_len: usize,
     /// Elements of the sums.
     sums_len: usize,
+    /// Stretches of columns in a panel.
+    stretches: usize,
 }
 
 /// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
@@ -72,7 +74,7 @@ impl Blocks {
             let sums = (elements * 3 / 8).max(elements.min((c.taps() + 1) * outputs));
             let channels = (sums / outputs).saturating_sub(1) / c.taps();
             if let Some(plan) = (channels > 0)
-                .then(|| Self::with(c, lanes, elements, width, outputs, channels))
+                .then(|| Self::with::<T>(c, limit, width, outputs, channels))
                 .flatten()
             {
                 return Some(plan);
@@ -82,14 +84,21 @@ impl Blocks {
             } else if outputs > lanes {
                 outputs = (outputs / 2).next_multiple_of(lanes);
             } else {
-                return Self::with(c, lanes, elements, 1, lanes, 1);
+                return Self::with::<T>(c, limit, 1, lanes, 1);
             }
         }
     }
 
-    /// Elements of the smallest blocks that work for `c`.
-    pub fn smallest(c: &Correlation, lanes: usize) -> usize {
-        Self::lens(c, 1, 1, 1, lanes).iter().sum()
+    /// Bytes of the smallest blocks that work for `c`, for each thread.
+    pub fn smallest<T>(c: &Correlation, lanes: usize) -> usize {
+        Self::lens(c, 1, 1, 1, lanes).iter().sum::<usize>() * size_of::<T>()
+            + Self::stretches(c, 1, 1) * size_of::<Stretch>()
+    }
+
+    /// Most stretches of columns that `rows` rows of a strip of `width` lanes have.
+    fn stretches(c: &Correlation, width: usize, rows: usize) -> usize {
+        let pitch = c.width.output + c.lowering(false).halo;
+        rows * width.min(width / pitch + 2)
     }
 
     /// Elements of panel, ones, `dy` and sums.
@@ -100,21 +109,23 @@ impl Blocks {
         channels: usize,
         outputs: usize,
     ) -> [usize; 4] {
-        let channel = c.height.panel_rows(rows) * c.width.taps * width;
+        let lowering = c.lowering(false);
+        // Any alignment serves a broadcast.
+        let line = lowering.planes * lowering.plane_len(width, 1);
+        let channel = c.height.panel_rows(rows) * line;
         [channels * channel, channel, rows * width * outputs, (channels * c.taps() + 1) * outputs]
     }
 
-    fn with(
+    fn with<T>(
         c: &Correlation,
-        lanes: usize,
-        elements: usize,
+        limit: usize,
         width: usize,
         outputs: usize,
         most_channels: usize,
     ) -> Option<Self> {
         let output_blocks = c.groups * c.outputs.div_ceil(outputs);
         let mut channel_blocks = c.channels.div_ceil(most_channels).max(1);
-        let columns = Columns::new(c, Self::bands(c), 1, width);
+        let columns = Columns::new(c, c.lowering(false), Self::bands(c), 1, width);
         let positions = c.batch * c.height.output * c.width.output;
         let parts_of = |blocks: usize| {
             let most = (positions / POSITIONS_WANTED).min(columns.strips).max(1);
@@ -132,7 +143,8 @@ impl Blocks {
         (1..=most_rows).rev().find_map(|rows| {
             let lens = Self::lens(c, width, rows, channels, outputs);
             let [panel_len, ones_len, dy_len, sums_len] = lens;
-            (lens.iter().sum::<usize>() <= elements).then_some(Self {
+            let stretches = Self::stretches(c, width, rows);
+            let plan = Self {
                 columns,
                 rows,
                 channels,
@@ -142,7 +154,9 @@ impl Blocks {
                 ones_len,
                 dy_len,
                 sums_len,
-            })
+                stretches,
+            };
+            (plan.worker_bytes::<T>() <= limit).then_some(plan)
         })
     }
 
@@ -155,8 +169,13 @@ impl Blocks {
     }
 
     /// Elements of workspace for each thread.
-    pub fn workspace_len(&self) -> usize {
+    fn workspace_len(&self) -> usize {
         self.panel_len + self.ones_len + self.dy_len + self.sums_len
+    }
+
+    /// Bytes that [`run`] takes for each thread.
+    pub fn worker_bytes<T>(&self) -> usize {
+        self.workspace_len() * size_of::<T>() + self.stretches * size_of::<Stretch>()
     }
 
     /// Blocks of the result.
@@ -221,7 +240,7 @@ impl Turns {
 ///
 /// The whole input and output gradient can be read through `operands`; the weight gradient and a
 /// bias gradient that is not null can be written. The problem has at least one position.
-pub(crate) unsafe fn run<T: Vector + Send + Sync + std::ops::Add<Output = T>>(
+pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
     c: &Correlation,
     plan: &Blocks,
@@ -232,13 +251,14 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync + std::ops::Add<Output = T>>(
     let turns = Turns { done: Mutex::new(vec![0; blocks]), changed: Condvar::new() };
     for_each_worker(threads, blocks * plan.parts, |first, next| {
         let memory = Workspace::new(plan.workspace_len());
+        let mut stretches = Vec::with_capacity(plan.stretches);
         let mut task = Some(first);
         while let Some(number) = task {
             let (part, block) = (number / blocks, number % blocks);
             let worker = Worker::new(kernel, c, plan, operands, &memory, block);
             // SAFETY: the caller vouches for the tensors; the turns keep parts apart.
             unsafe {
-                worker.sum(part);
+                worker.sum(part, &mut stretches);
                 turns.take(block, part, || worker.add(part > 0));
             }
             task = next();
@@ -315,7 +335,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn sum(&self, part: usize) {
+    unsafe fn sum(&self, part: usize, stretches: &mut Vec<Stretch>) {
         let plan = self.plan;
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
         unsafe {
@@ -325,13 +345,26 @@ impl<'a, T: Vector> Worker<'a, T> {
             let strips = plan.columns.strips;
             let mut onto = false;
             for strip in part * strips / plan.parts..(part + 1) * strips / plan.parts {
-                let strip = Strip::new(self.c, &plan.columns, strip);
+                let strip = Strip::new(self.c, &plan.columns, 1, strip);
                 for row in (0..plan.columns.band_rows).step_by(plan.rows) {
                     let rows = plan.rows.min(plan.columns.band_rows - row);
+                    self.find_stretches(&strip, rows, stretches);
                     self.pack(&strip, row, rows);
-                    self.multiply(&strip, rows, onto);
+                    self.multiply(&strip, rows, stretches, onto);
                     onto = true;
                 }
+            }
+        }
+    }
+
+    /// Where the columns of each row lie in the panel: gaps between rows have no `dy`.
+    fn find_stretches(&self, strip: &Strip, rows: usize, stretches: &mut Vec<Stretch>) {
+        let row_len = self.c.height.step / self.c.height.unit() * strip.line_len;
+        stretches.clear();
+        for row in 0..rows {
+            for run in strip.runs().iter().filter(|run| run.columns > 0) {
+                let panel = row * row_len + run.lane;
+                stretches.push(Stretch { panel, columns: run.columns });
             }
         }
     }
@@ -357,13 +390,13 @@ impl<'a, T: Vector> Worker<'a, T> {
                 let to = self.tile(first, strip, rows);
                 let output = self.outputs.0 + first * lanes;
                 let outputs = (registers * lanes).min(self.outputs.1 - first * lanes);
+                let mut position = 0;
                 for row_in_panel in 0..rows {
                     for run in strip.runs() {
                         let offset = run.image as isize * image
                             + (self.group * c.outputs + output) as isize * channel
                             + (run.row + row + row_in_panel) as isize * line
                             + run.x as isize * column;
-                        let position = row_in_panel * strip.width + run.lane;
                         self.kernel.transpose(&Transpose {
                             from: o.dy.wrapping_offset(offset),
                             from_row: channel,
@@ -374,6 +407,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                             to_row: registers * lanes,
                             onto: false,
                         });
+                        position += run.columns;
                     }
                 }
             }
@@ -390,11 +424,9 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// # Safety
     ///
     /// As [`run`], after [`Worker::pack`].
-    unsafe fn multiply(&self, strip: &Strip, rows: usize, onto: bool) {
+    unsafe fn multiply(&self, strip: &Strip, rows: usize, stretches: &[Stretch], onto: bool) {
         let (c, lanes) = (self.c, self.kernel.lanes);
-        let unit = c.height.unit();
-        let line = c.width.taps * strip.width;
-        let panel_rows = c.height.panel_rows(rows);
+        let channel_len = c.height.panel_rows(rows) * strip.line_len;
         let steps = self.steps();
         // Where kernel element `k` (channel, row, column) has its first column in the panel.
         let start = |k: usize| -> *const T {
@@ -403,18 +435,14 @@ impl<'a, T: Vector> Worker<'a, T> {
                 return self.ones;
             }
             let (y, x) = (tap / c.width.taps, tap % c.width.taps);
-            let row = channel * panel_rows + y * c.height.tap_step / unit;
-            self.panel.wrapping_add(row * line + x * strip.width)
+            self.panel.wrapping_add(channel * channel_len + strip.tap(c, &c.phases()[0], y, x))
         };
         for (first, registers) in self.tiles() {
             for step in (0..steps).step_by(STEPS) {
                 let outer = Outer {
                     panel: std::array::from_fn(|k| start((step + k).min(steps - 1))),
-                    panel_row: c.height.step / unit * line,
+                    stretches,
                     dy: self.tile(first, strip, rows),
-                    dy_row: strip.width * registers * lanes,
-                    rows,
-                    columns: strip.width,
                     out: self.sums.wrapping_add(step * self.plan.outputs + first * lanes),
                     out_step: self.plan.outputs,
                     steps: STEPS.min(steps - step),
