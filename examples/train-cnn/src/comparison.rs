@@ -1,0 +1,135 @@
+//! A few training steps with each convolution, from the same seed and on the same images.
+
+use std::time::{Duration, Instant};
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::lr_scheduler::constant::ConstantLr;
+use burn::optim::AdamConfig;
+use burn::tensor::Device;
+use burn::train::Learner;
+use mec_profile::measure;
+
+use crate::args::{Args, ConvKind};
+use crate::data::{Batch, Data, ImageBatcher};
+use crate::model::Model;
+use crate::training::accuracy;
+
+/// Training steps with each convolution.
+pub const STEPS: usize = 20;
+
+/// How far apart the two losses of a step may be, relative to their size.
+///
+/// Both compute the same sums in another order, so that the first step differs by a few rounding
+/// errors (1e-7), which training then enlarges from step to step.
+pub const TOLERANCE: f64 = 1e-3;
+
+/// What one convolution did.
+pub struct Run {
+    /// Loss of each step.
+    pub losses: Vec<f64>,
+    /// Median time of a step: forward, backward and the optimiser.
+    pub step: Duration,
+    /// Most bytes that a step takes beyond the batch, the weights and the optimiser's state.
+    pub peak_memory: usize,
+    /// Accuracy of the trained network on the held-out images under this convolution.
+    pub accuracy: f64,
+}
+
+/// Both convolutions side by side.
+pub struct Comparison {
+    pub mec: Run,
+    pub burn: Run,
+}
+
+impl Comparison {
+    /// Trains a new network for [`STEPS`] steps with each convolution, and tests `trained` with each.
+    pub fn run(args: &Args, data: &Data, trained: &Model) -> Self {
+        let run = |kind| run(args, data, trained, kind);
+        Self { mec: run(ConvKind::Mec), burn: run(ConvKind::Burn) }
+    }
+
+    /// The largest difference of two losses of the same step, relative to the larger one.
+    pub fn difference(&self) -> f64 {
+        let pairs = self.mec.losses.iter().zip(&self.burn.losses);
+        pairs.map(|(a, b)| (a - b).abs() / a.abs().max(b.abs())).fold(0.0, |most, difference| {
+            // Not `f64::max`: a loss that is not a number must not pass for agreement.
+            if most.is_nan() || difference <= most { most } else { difference }
+        })
+    }
+
+    /// Whether the losses of every step are within [`TOLERANCE`] of each other.
+    pub fn losses_agree(&self) -> bool {
+        self.difference() <= TOLERANCE
+    }
+}
+
+fn run(args: &Args, data: &Data, trained: &Model, kind: ConvKind) -> Run {
+    let device = args.backend.device();
+    let autodiff = device.clone().autodiff();
+    device.seed(args.seed);
+    let model = Model::new(kind, data.shape, &autodiff);
+    let mut learner =
+        Learner::new(model, AdamConfig::new().init(), ConstantLr::new(args.learning_rate));
+    learner.lr_step();
+
+    let (mut losses, mut times, mut peak_memory) = (vec![], vec![], 0);
+    for (step, batch) in first_batches(data, args.batch_size.get(), &autodiff).enumerate() {
+        let start = Instant::now();
+        let (loss, memory) = measure(|| {
+            let output = learner.train_step(batch);
+            learner.optimizer_step(output.grads);
+            output.item.loss.into_scalar::<f64>()
+        });
+        losses.push(loss);
+        // The first step also draws the weights, makes the optimiser's state and wakes the threads.
+        if step > 0 {
+            times.push(start.elapsed());
+            peak_memory = peak_memory.max(memory.peak);
+        }
+    }
+    times.sort();
+    Run {
+        losses,
+        step: times[times.len() / 2],
+        peak_memory,
+        accuracy: accuracy(&trained.clone().with_kind(kind), data, &device),
+    }
+}
+
+/// The first [`STEPS`] batches of the training images, which begin again where there are too few.
+fn first_batches(data: &Data, size: usize, device: &Device) -> impl Iterator<Item = Batch> {
+    let batcher = ImageBatcher::new(data);
+    let mut images = data.train.iter().cycle();
+    let size = size.min(data.train.len());
+    (0..STEPS).map(move |_| batcher.batch(images.by_ref().take(size).cloned().collect(), device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_losses(mec: &[f64], burn: &[f64]) -> Comparison {
+        let run = |losses: &[f64]| Run {
+            losses: losses.to_vec(),
+            step: Duration::ZERO,
+            peak_memory: 0,
+            accuracy: 0.0,
+        };
+        Comparison { mec: run(mec), burn: run(burn) }
+    }
+
+    #[test]
+    fn the_largest_relative_difference_counts() {
+        let comparison = with_losses(&[2.0, 1.0, 0.4], &[2.0, 1.25, 0.5]);
+        assert!((comparison.difference() - 0.2).abs() < 1e-12);
+        assert!(!comparison.losses_agree());
+        assert!(with_losses(&[2.0, 1.0], &[2.0, 1.0001]).losses_agree());
+    }
+
+    #[test]
+    fn a_loss_that_is_not_a_number_is_no_agreement() {
+        assert!(!with_losses(&[2.0, f64::NAN, 1.0], &[2.0, 1.0, 1.0]).losses_agree());
+        assert!(!with_losses(&[f64::NAN; 2], &[f64::NAN; 2]).losses_agree());
+        assert!(!with_losses(&[f64::INFINITY], &[f64::INFINITY]).losses_agree());
+    }
+}
