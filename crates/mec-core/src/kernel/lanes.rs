@@ -4,6 +4,9 @@ use super::simd::{Isa, Vector};
 use super::tile::Onto;
 use pulp::{Simd, WithSimd};
 
+/// Registers that are packed together: a strip's and its halo's on AVX-512.
+const MAX_REGISTERS: usize = 4;
+
 /// A run of columns to pack: the same lanes of every channel's vector in a panel.
 pub(crate) struct Pack<T> {
     /// The first element that is read, of the first channel.
@@ -34,51 +37,43 @@ impl<T: Vector> WithSimd for RunPack<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let p = self.0;
-        // SAFETY: `pack`'s contract covers every address formed here.
-        unsafe {
-            for c in 0..p.channels {
-                let from = p.from.wrapping_offset(c as isize * p.from_channel);
-                let to = p.to.add(c * p.to_channel);
-                zero(simd, to, p.before);
-                if p.from_column == 1 {
-                    copy(simd, from, to.add(p.before), p.columns);
-                } else {
-                    for i in 0..p.columns {
-                        *to.add(p.before + i) = *from.offset(i as isize * p.from_column);
+        let lanes = T::lanes::<S>();
+        let all = p.before + p.columns + p.after;
+        // Some registers at a time, so that their masks are found once for all channels.
+        for first in (0..all).step_by(MAX_REGISTERS * lanes) {
+            let registers = (all - first).div_ceil(lanes).min(MAX_REGISTERS);
+            let within = |lane: usize, register: usize| {
+                lane.saturating_sub(first + register * lanes).min(lanes)
+            };
+            let end = p.before + p.columns;
+            let read: [T::Mask<S>; MAX_REGISTERS] =
+                std::array::from_fn(|v| T::mask(simd, within(p.before, v), within(end, v)));
+            let write: [T::Mask<S>; MAX_REGISTERS] =
+                std::array::from_fn(|v| T::mask(simd, 0, within(all, v)));
+            let skip = first as isize - p.before as isize;
+            let mut from = p.from.wrapping_offset(skip.wrapping_mul(p.from_column));
+            let mut to = p.to.wrapping_add(first);
+            for _ in 0..p.channels {
+                // SAFETY: `pack`'s contract covers the lanes of the masks.
+                unsafe {
+                    for v in 0..registers {
+                        let value = if p.from_column == 1 {
+                            T::load_masked(simd, from.wrapping_add(v * lanes), read[v])
+                        } else {
+                            T::splat(simd, T::ZERO)
+                        };
+                        T::store_masked(simd, to.add(v * lanes), write[v], value);
+                    }
+                    if p.from_column != 1 {
+                        let inside = p.before.max(first)..end.min(first + registers * lanes);
+                        for i in inside.map(|lane| lane - first) {
+                            *to.add(i) = *from.wrapping_offset(i as isize * p.from_column);
+                        }
                     }
                 }
-                zero(simd, to.add(p.before + p.columns), p.after);
+                from = from.wrapping_offset(p.from_channel);
+                to = to.wrapping_add(p.to_channel);
             }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn copy<T: Vector, S: Simd>(simd: S, from: *const T, to: *mut T, count: usize) {
-    let lanes = T::lanes::<S>();
-    let mut i = 0;
-    // SAFETY: the caller vouches for `count` elements at both addresses.
-    unsafe {
-        while i + lanes <= count {
-            T::store::<S>(to.add(i), T::load::<S>(from.add(i)));
-            i += lanes;
-        }
-        if i < count {
-            let value = T::load_first(simd, from.add(i), count - i);
-            T::store_first(simd, to.add(i), count - i, value);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn zero<T: Vector, S: Simd>(simd: S, to: *mut T, count: usize) {
-    let (lanes, zero) = (T::lanes::<S>(), T::splat(simd, T::ZERO));
-    let mut i = 0;
-    // SAFETY: the caller vouches for `count` elements.
-    unsafe {
-        while i < count {
-            T::store_first(simd, to.add(i), (count - i).min(lanes), zero);
-            i += lanes;
         }
     }
 }
@@ -142,27 +137,16 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
         let s = self.0;
         // SAFETY: `scatter`'s contract covers every address formed here.
         unsafe {
-            for r in 0..s.channels {
-                let bias = match s.onto {
-                    Onto::Bias(bias) => *bias.add(r),
-                    _ => T::ZERO,
-                };
-                let onto = matches!(s.onto, Onto::Output);
-                for run in s.runs {
-                    let out = s.out.wrapping_add(r * s.out_channel + run.offset);
-                    for phase in 0..s.phases {
-                        let tile = s.tile.add((r * s.phases + phase) * s.tile_phase + run.lane);
-                        let missing = usize::from(run.ends && phase >= s.last_phases);
-                        let columns = run.columns - missing;
-                        if s.out_column == 1 {
-                            add_run(simd, tile, out, columns, bias, onto);
-                        } else {
-                            for i in 0..columns {
-                                let to = out.wrapping_add(phase + i * s.out_column);
-                                let value = *tile.add(i) + bias;
-                                *to = if onto { value + *to } else { value };
-                            }
-                        }
+            for run in s.runs {
+                for phase in 0..s.phases {
+                    let missing = usize::from(run.ends && phase >= s.last_phases);
+                    let columns = run.columns - missing;
+                    let tile = s.tile.add(phase * s.tile_phase + run.lane);
+                    let out = s.out.wrapping_add(run.offset + phase);
+                    if s.out_column == 1 {
+                        s.rows(simd, tile, out, columns);
+                    } else {
+                        s.columns(tile, out, columns);
                     }
                 }
             }
@@ -170,28 +154,61 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
     }
 }
 
-/// Writes `from + bias`, or adds it to what is there.
-#[inline(always)]
-unsafe fn add_run<T: Vector, S: Simd>(
-    simd: S,
-    from: *const T,
-    to: *mut T,
-    count: usize,
-    bias: T,
-    onto: bool,
-) {
-    let (lanes, bias) = (T::lanes::<S>(), T::splat(simd, bias));
-    let mut i = 0;
-    // SAFETY: the caller vouches for `count` elements at both addresses.
-    unsafe {
-        while i < count {
-            let n = (count - i).min(lanes);
-            let mut value = T::sum(simd, T::load_first(simd, from.add(i), n), bias);
-            if onto {
-                value = T::sum(simd, value, T::load_first(simd, to.add(i), n));
+impl<T: Vector> Scatter<'_, T> {
+    fn bias(&self, channel: usize) -> T {
+        match self.onto {
+            // SAFETY: there is one for each channel.
+            Onto::Bias(bias) => unsafe { *bias.add(channel) },
+            _ => T::ZERO,
+        }
+    }
+
+    /// Columns that follow each other in the output.
+    ///
+    /// # Safety
+    ///
+    /// As [`scatter`], for `columns` lanes of one run and phase.
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(&self, simd: S, tile: *const T, out: *mut T, columns: usize) {
+        let lanes = T::lanes::<S>();
+        let onto = matches!(self.onto, Onto::Output);
+        for first in (0..columns).step_by(lanes) {
+            let mask = T::mask(simd, 0, (columns - first).min(lanes));
+            for r in 0..self.channels {
+                let to = out.wrapping_add(r * self.out_channel + first);
+                // SAFETY: the mask covers what the caller vouches for.
+                unsafe {
+                    let from = tile.add(r * self.phases * self.tile_phase + first);
+                    let value = T::load_masked(simd, from, mask);
+                    let mut value = T::sum(simd, value, T::splat(simd, self.bias(r)));
+                    if onto {
+                        value = T::sum(simd, value, T::load_masked(simd, to, mask));
+                    }
+                    T::store_masked(simd, to, mask, value);
+                }
             }
-            T::store_first(simd, to.add(i), n, value);
-            i += lanes;
+        }
+    }
+
+    /// Columns that lie apart.
+    ///
+    /// # Safety
+    ///
+    /// As [`scatter`], for `columns` lanes of one run and phase.
+    #[inline(always)]
+    unsafe fn columns(&self, tile: *const T, out: *mut T, columns: usize) {
+        let onto = matches!(self.onto, Onto::Output);
+        for r in 0..self.channels {
+            let (bias, out) = (self.bias(r), out.wrapping_add(r * self.out_channel));
+            // SAFETY: the caller vouches for both sides.
+            unsafe {
+                let tile = tile.add(r * self.phases * self.tile_phase);
+                for i in 0..columns {
+                    let to = out.wrapping_add(i * self.out_column);
+                    let value = *tile.add(i) + bias;
+                    *to = if onto { value + *to } else { value };
+                }
+            }
         }
     }
 }

@@ -6,12 +6,14 @@
 
 mod lanes;
 mod outer;
+mod rows;
 mod simd;
 mod tile;
 mod transpose;
 
 pub(crate) use lanes::{OutRun, Pack, Scatter};
 pub(crate) use outer::{Outer, STEPS, Stretch};
+pub(crate) use rows::{Plane, RowSums, Rows, Window};
 pub use simd::Vector;
 pub(crate) use tile::{Onto, Tap, Tile};
 pub(crate) use transpose::Transpose;
@@ -32,12 +34,15 @@ pub(crate) struct Kernel<T: 'static> {
     pub lanes: usize,
     /// Most channels of a tile.
     pub channels: usize,
-    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them).
-    tiles: [[unsafe fn(&Tile<T>); 2]; 3],
+    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them, one).
+    tiles: [[unsafe fn(&Tile<T>); 3]; 3],
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
     /// Most vectors of channels of a weight-gradient tile.
     pub outer_vectors: usize,
+    rows: unsafe fn(&Rows<T>),
+    row_sums: unsafe fn(&RowSums<T>),
+    plane_sum: unsafe fn(&Plane<T>) -> T,
     transpose: unsafe fn(&Transpose<T>),
     pack: unsafe fn(&Pack<T>),
     scatter: unsafe fn(&Scatter<T>),
@@ -80,9 +85,9 @@ impl<T: Vector> Kernel<T> {
             lanes: size_of::<T::Of<I::Token>>() / size_of::<T>(),
             channels: R,
             tiles: [
-                [tile::tile::<T, I, 1, R>, tile::tile::<T, I, 1, HALF>],
-                [tile::tile::<T, I, 2, R>, tile::tile::<T, I, 2, HALF>],
-                [tile::tile::<T, I, 3, R>, tile::tile::<T, I, 3, HALF>],
+                [tile::tile::<T, I, 1, R>, tile::tile::<T, I, 1, HALF>, tile::tile::<T, I, 1, 1>],
+                [tile::tile::<T, I, 2, R>, tile::tile::<T, I, 2, HALF>, tile::tile::<T, I, 2, 1>],
+                [tile::tile::<T, I, 3, R>, tile::tile::<T, I, 3, HALF>, tile::tile::<T, I, 3, 1>],
             ],
             outers: [
                 outer::outer::<T, I, 1>,
@@ -91,6 +96,9 @@ impl<T: Vector> Kernel<T> {
                 outer::outer::<T, I, 4>,
             ],
             outer_vectors,
+            rows: rows::rows::<T, I>,
+            row_sums: rows::row_sums::<T, I>,
+            plane_sum: rows::plane_sum::<T, I>,
             transpose,
             pack: lanes::pack::<T, I>,
             scatter: lanes::scatter::<T, I>,
@@ -109,9 +117,13 @@ impl<T: Vector> Kernel<T> {
     /// As [`tile::tile`], `vectors` being `V` and [`Kernel::channels`] `R`.
     pub unsafe fn tile(&self, vectors: usize, tile: &Tile<T>) {
         debug_assert!(tile.outputs >= 1 && tile.outputs <= self.channels);
-        let half = usize::from(tile.outputs <= self.channels / 2);
+        let fewer = match tile.outputs {
+            1 => 2,
+            n if n <= self.channels / 2 => 1,
+            _ => 0,
+        };
         // SAFETY: the caller vouches for the tile, this value for the CPU.
-        unsafe { self.tiles[vectors - 1][half](tile) }
+        unsafe { self.tiles[vectors - 1][fewer](tile) }
     }
 
     /// Computes one weight-gradient tile of `vectors` registers of channels.
@@ -122,6 +134,36 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn outer(&self, vectors: usize, outer: &Outer<T>) {
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { self.outers[vectors - 1](outer) }
+    }
+
+    /// Computes one plane of a depthwise convolution.
+    ///
+    /// # Safety
+    ///
+    /// As [`rows::rows`].
+    pub unsafe fn rows(&self, rows: &Rows<T>) {
+        // SAFETY: the caller vouches for the plane, this value for the CPU.
+        unsafe { (self.rows)(rows) }
+    }
+
+    /// Adds the weight gradient of one plane of a depthwise convolution.
+    ///
+    /// # Safety
+    ///
+    /// As [`rows::row_sums`].
+    pub unsafe fn row_sums(&self, sums: &RowSums<T>) {
+        // SAFETY: the caller vouches for the planes, this value for the CPU.
+        unsafe { (self.row_sums)(sums) }
+    }
+
+    /// The sum of one plane.
+    ///
+    /// # Safety
+    ///
+    /// As [`rows::plane_sum`].
+    pub unsafe fn plane_sum(&self, plane: &Plane<T>) -> T {
+        // SAFETY: the caller vouches for the plane, this value for the CPU.
+        unsafe { (self.plane_sum)(plane) }
     }
 
     /// Transposes a matrix.

@@ -50,6 +50,15 @@ impl<T: Vector, const V: usize> WithSimd for Run<'_, T, V> {
         let mut acc = [[T::splat(simd, T::ZERO); V]; STEPS];
         // SAFETY: `outer`'s contract covers every address formed here.
         unsafe {
+            if t.onto {
+                for k in 0..STEPS {
+                    if k < t.steps {
+                        for v in 0..V {
+                            acc[k][v] = T::load::<S>(t.out.add(k * t.out_step + v * lanes));
+                        }
+                    }
+                }
+            }
             let mut dy = t.dy;
             for stretch in t.stretches {
                 let panel: [*const T; STEPS] =
@@ -67,14 +76,10 @@ impl<T: Vector, const V: usize> WithSimd for Run<'_, T, V> {
                 }
             }
             for k in 0..STEPS {
-                if k == t.steps {
-                    break;
-                }
-                for v in 0..V {
-                    let to = t.out.add(k * t.out_step + v * lanes);
-                    let sum =
-                        if t.onto { T::sum(simd, acc[k][v], T::load::<S>(to)) } else { acc[k][v] };
-                    T::store::<S>(to, sum);
+                if k < t.steps {
+                    for v in 0..V {
+                        T::store::<S>(t.out.add(k * t.out_step + v * lanes), acc[k][v]);
+                    }
                 }
             }
         }

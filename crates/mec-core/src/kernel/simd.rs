@@ -107,19 +107,37 @@ pub trait Vector: Copy + Add<Output = Self> {
     /// `a + b`.
     fn sum<S: Simd>(simd: S, a: Self::Of<S>, b: Self::Of<S>) -> Self::Of<S>;
 
-    /// The first `count` elements at `from`, zeros behind them.
-    ///
-    /// # Safety
-    ///
-    /// `count` is at most the lanes, and that many elements can be read at `from`.
-    unsafe fn load_first<S: Simd>(simd: S, from: *const Self, count: usize) -> Self::Of<S>;
+    /// The sum of all lanes.
+    fn sum_lanes<S: Simd>(simd: S, a: Self::Of<S>) -> Self;
 
-    /// Writes the first `count` lanes.
+    /// A mask of lanes.
+    type Mask<S: Simd>: Copy;
+
+    /// The lanes `start..end`.
+    fn mask<S: Simd>(simd: S, start: usize, end: usize) -> Self::Mask<S>;
+
+    /// The elements of `mask`'s lanes from `from` on, zeros in the other lanes.
     ///
     /// # Safety
     ///
-    /// `count` is at most the lanes, and that many elements can be written at `to`.
-    unsafe fn store_first<S: Simd>(simd: S, to: *mut Self, count: usize, value: Self::Of<S>);
+    /// The elements of the mask's lanes can be read.
+    unsafe fn load_masked<S: Simd>(
+        simd: S,
+        from: *const Self,
+        mask: Self::Mask<S>,
+    ) -> Self::Of<S>;
+
+    /// Writes the lanes of `mask` from `to` on.
+    ///
+    /// # Safety
+    ///
+    /// The elements of the mask's lanes can be written.
+    unsafe fn store_masked<S: Simd>(
+        simd: S,
+        to: *mut Self,
+        mask: Self::Mask<S>,
+        value: Self::Of<S>,
+    );
 
     /// A whole register, at any alignment.
     ///
@@ -167,16 +185,33 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
-    unsafe fn load_first<S: Simd>(simd: S, from: *const f32, count: usize) -> S::f32s {
-        let mask = MemMask::new(simd.mask_between_m32s(0, count as u32).mask());
-        // SAFETY: the mask covers the elements the caller vouches for.
+    fn sum_lanes<S: Simd>(simd: S, a: S::f32s) -> f32 {
+        simd.reduce_sum_f32s(a)
+    }
+
+    type Mask<S: Simd> = MemMask<S::m32s>;
+
+    #[inline(always)]
+    fn mask<S: Simd>(simd: S, start: usize, end: usize) -> Self::Mask<S> {
+        // `pulp`'s own masks carry jumps to code for each count; AVX-512 needs none.
+        let (start, end) = if start < end { (start, end) } else { (0, 0) };
+        MemMask::new(simd.mask_between_m32s(start as u32, end as u32).mask())
+    }
+
+    #[inline(always)]
+    unsafe fn load_masked<S: Simd>(simd: S, from: *const f32, mask: Self::Mask<S>) -> S::f32s {
+        // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_load_ptr_f32s(mask, from) }
     }
 
     #[inline(always)]
-    unsafe fn store_first<S: Simd>(simd: S, to: *mut f32, count: usize, value: S::f32s) {
-        let mask = MemMask::new(simd.mask_between_m32s(0, count as u32).mask());
-        // SAFETY: the mask covers the elements the caller vouches for.
+    unsafe fn store_masked<S: Simd>(
+        simd: S,
+        to: *mut f32,
+        mask: Self::Mask<S>,
+        value: S::f32s,
+    ) {
+        // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_store_ptr_f32s(mask, to, value) }
     }
 }
@@ -204,16 +239,33 @@ impl Vector for f64 {
     }
 
     #[inline(always)]
-    unsafe fn load_first<S: Simd>(simd: S, from: *const f64, count: usize) -> S::f64s {
-        let mask = MemMask::new(simd.mask_between_m64s(0, count as u64).mask());
-        // SAFETY: the mask covers the elements the caller vouches for.
+    fn sum_lanes<S: Simd>(simd: S, a: S::f64s) -> f64 {
+        simd.reduce_sum_f64s(a)
+    }
+
+    type Mask<S: Simd> = MemMask<S::m64s>;
+
+    #[inline(always)]
+    fn mask<S: Simd>(simd: S, start: usize, end: usize) -> Self::Mask<S> {
+        // `pulp`'s own masks carry jumps to code for each count; AVX-512 needs none.
+        let (start, end) = if start < end { (start, end) } else { (0, 0) };
+        MemMask::new(simd.mask_between_m64s(start as u64, end as u64).mask())
+    }
+
+    #[inline(always)]
+    unsafe fn load_masked<S: Simd>(simd: S, from: *const f64, mask: Self::Mask<S>) -> S::f64s {
+        // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_load_ptr_f64s(mask, from) }
     }
 
     #[inline(always)]
-    unsafe fn store_first<S: Simd>(simd: S, to: *mut f64, count: usize, value: S::f64s) {
-        let mask = MemMask::new(simd.mask_between_m64s(0, count as u64).mask());
-        // SAFETY: the mask covers the elements the caller vouches for.
+    unsafe fn store_masked<S: Simd>(
+        simd: S,
+        to: *mut f64,
+        mask: Self::Mask<S>,
+        value: S::f64s,
+    ) {
+        // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_store_ptr_f64s(mask, to, value) }
     }
 }

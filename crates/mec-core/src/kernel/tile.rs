@@ -14,10 +14,10 @@
 use super::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
 
-/// What the accumulators are added to before they are stored.
+/// What a sum is added to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Onto<T> {
-    /// Nothing: this is the whole sum.
+    /// Nothing: it is stored as it is.
     Nothing,
     /// One value for each output channel, read from here.
     Bias(*const T),
@@ -50,12 +50,10 @@ pub(crate) struct Tile<'a, T> {
     pub channels: usize,
     /// Kernel elements to sum over.
     pub taps: &'a [Tap],
-    /// Column 0 of output 0.
+    /// Column 0 of output 0; `V` vectors are stored for each output.
     pub out: *mut T,
     /// Elements from an output's columns to the next's.
     pub out_channel: usize,
-    /// Columns to store, at most `V` vectors.
-    pub columns: usize,
     /// Outputs to store, at least 1 and at most `R`.
     pub outputs: usize,
     /// What the sum is added to.
@@ -94,28 +92,37 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
                     }
                 }
             }
-            let whole = t.columns == V * lanes;
-            for r in 0..R {
-                if r == t.outputs {
-                    break;
+            // Accumulators must only be indexed by constants, or they leave the registers: hence
+            // three short loops, which the compiler unrolls.
+            let out = |r: usize, v: usize| t.out.wrapping_add(r * t.out_channel + v * lanes);
+            match t.onto {
+                Onto::Nothing => {
+                    for r in 0..R {
+                        if r < t.outputs {
+                            for v in 0..V {
+                                T::store::<S>(out(r, v), acc[r][v]);
+                            }
+                        }
+                    }
                 }
-                let out = t.out.add(r * t.out_channel);
-                let bias = match t.onto {
-                    Onto::Bias(bias) => *bias.add(r),
-                    _ => T::ZERO,
-                };
-                for v in 0..V {
-                    let to = out.wrapping_add(v * lanes);
-                    let count = t.columns.saturating_sub(v * lanes).min(lanes);
-                    let sum = match t.onto {
-                        Onto::Nothing => acc[r][v],
-                        Onto::Bias(_) => T::sum(simd, acc[r][v], T::splat(simd, bias)),
-                        Onto::Output => T::sum(simd, acc[r][v], T::load_first(simd, to, count)),
-                    };
-                    if whole {
-                        T::store::<S>(to, sum);
-                    } else {
-                        T::store_first(simd, to, count, sum);
+                Onto::Bias(bias) => {
+                    for r in 0..R {
+                        if r < t.outputs {
+                            let bias = T::splat(simd, *bias.add(r));
+                            for v in 0..V {
+                                T::store::<S>(out(r, v), T::sum(simd, acc[r][v], bias));
+                            }
+                        }
+                    }
+                }
+                Onto::Output => {
+                    for r in 0..R {
+                        if r < t.outputs {
+                            for v in 0..V {
+                                let held = T::load::<S>(out(r, v));
+                                T::store::<S>(out(r, v), T::sum(simd, acc[r][v], held));
+                            }
+                        }
                     }
                 }
             }
@@ -128,9 +135,8 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
 /// # Safety
 ///
 /// The CPU has `I`. For each channel and tap, `V` vectors can be read from `panel` and one element
-/// from `weight` for each of `outputs`, of which there is at least one; `columns` elements can be
-/// written (and, onto the output, read) in each of `outputs` rows of `out`; a bias has `outputs`
-/// elements.
+/// from `weight` for each of `outputs`, of which there is at least one; `V` vectors can be written
+/// (and, onto the output, read) in each of `outputs` rows of `out`; a bias has `outputs` elements.
 pub(crate) unsafe fn tile<T: Vector, I: Isa, const V: usize, const R: usize>(tile: &Tile<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Run::<T, V, R>(tile));

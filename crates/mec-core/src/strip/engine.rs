@@ -14,9 +14,9 @@
 
 use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES};
-use super::panel::{self, Source, Strip};
+use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
-use crate::kernel::{Kernel, MAX_CHANNELS, MAX_COLUMNS, Onto, Scatter, Tap, Tile, Vector};
+use crate::kernel::{Kernel, OutRun, MAX_CHANNELS, MAX_COLUMNS, Onto, Scatter, Tap, Tile, Vector};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -121,10 +121,12 @@ struct Worker<'a, T: Copy + 'static> {
 /// One task, resolved.
 struct Task<'a> {
     c: &'a Correlation,
-    plan: &'a Strips,
     strip: Strip,
     group: usize,
     outputs: Range<usize>,
+    /// Where row 0 of the strip lies in the output, and how many rows lie likewise.
+    runs: List<OutRun>,
+    common_rows: usize,
 }
 
 /// What a panel holds: rows of output it serves, and channels.
@@ -150,7 +152,10 @@ impl<T: Vector> Worker<'_, T> {
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         let outputs = part * plan.part_outputs..c.outputs.min((part + 1) * plan.part_outputs);
         let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
-        let task = Task { c, plan, strip, group, outputs };
+        let mut runs = List::new();
+        strip.out_runs(c, 0, &self.operands.y_strides, &mut runs);
+        let common_rows = strip.common_rows(c);
+        let task = Task { c, strip, group, outputs, runs, common_rows };
         self.find_taps(&task);
         for row in (0..plan.columns.band_rows).step_by(plan.rows) {
             // A sum over nothing still writes its output.
@@ -219,8 +224,17 @@ impl<T: Vector> Worker<'_, T> {
     /// As [`run`]; the panel is packed.
     unsafe fn window(&self, task: &Task, panel: &Panel, row: usize, outputs: Range<usize>) {
         let (c, o, strip) = (task.c, self.operands, &task.strip);
-        let runs = strip.out_runs(c, panel.row + row, &o.y_strides);
-        let Some(first) = runs.as_slice().first() else { return };
+        // Rows differ by where they begin, but where a band has fewer rows than the others.
+        let mut fewer;
+        let (runs, shift) = if panel.row + row < task.common_rows {
+            (&task.runs, (panel.row + row) * c.height.out_step * o.y_strides[2])
+        } else {
+            fewer = List::new();
+            strip.out_runs(c, panel.row + row, &o.y_strides, &mut fewer);
+            (&fewer, 0)
+        };
+        let runs = runs.as_slice();
+        let Some(first) = runs.first() else { return };
         let output = task.group * c.outputs + outputs.start;
         let onto = match (panel.channel, o.bias.is_null()) {
             (0, true) => Onto::Nothing,
@@ -231,7 +245,7 @@ impl<T: Vector> Worker<'_, T> {
         let weight = task.group as isize * group
             + outputs.start as isize * weight_output
             + panel.channel as isize * weight_channel;
-        let out = o.y.wrapping_add(output * o.y_strides[1]);
+        let out = o.y.wrapping_add(output * o.y_strides[1] + shift);
         let out_column = c.width.out_step * o.y_strides[3];
         let mut tile = Tile {
             panel: self
@@ -246,21 +260,19 @@ impl<T: Vector> Worker<'_, T> {
             taps: &self.taps,
             out: out.wrapping_add(first.offset),
             out_channel: o.y_strides[1],
-            columns: first.columns,
             outputs: outputs.len(),
             onto,
         };
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.
         unsafe {
-            let together = runs.as_slice().len() == 1 && first.lane == 0 && out_column == 1;
-            if together && c.phases().len() == 1 {
+            let whole = first.columns == strip.width && out_column == 1;
+            if whole && c.phases().len() == 1 {
                 self.kernel.tile(strip.bundles, &tile);
                 return;
             }
             let mut aside = MaybeUninit::<[T; MAX_PHASES * MAX_COLUMNS * MAX_CHANNELS]>::uninit();
             let aside = aside.as_mut_ptr().cast::<T>();
             tile.out_channel = c.phases().len() * strip.width;
-            tile.columns = strip.width;
             tile.onto = Onto::Nothing;
             let mut taps = &self.taps[..];
             for (number, phase) in c.phases().iter().enumerate() {
@@ -273,7 +285,7 @@ impl<T: Vector> Worker<'_, T> {
                 tile_phase: strip.width,
                 phases: c.phases().len(),
                 channels: outputs.len(),
-                runs: runs.as_slice(),
+                runs,
                 last_phases: c.last_phases(),
                 out,
                 out_channel: o.y_strides[1],

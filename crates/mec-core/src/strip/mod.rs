@@ -2,6 +2,7 @@
 
 mod buffer;
 mod correlation;
+mod depthwise;
 mod engine;
 mod panel;
 mod strips;
@@ -57,6 +58,7 @@ fn plan<T: Element>(
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
     let affordable = (limit - fixed).checked_div(worker).unwrap_or(1);
     let threads = threads.min(tasks).min(affordable);
+    if std::env::var("DBG").is_ok() { for j in &jobs { eprintln!("{:?}", j.1); } std::process::exit(0) }
     Ok(Jobs { jobs, threads, workspace_bytes: fixed + threads * worker })
 }
 
@@ -103,6 +105,10 @@ pub(crate) fn forward<T: Element>(
     // SAFETY: the views and the bias have the shapes of the geometry, from which the correlation
     // is derived; it computes every output position once.
     unsafe {
+        if depthwise::applies(g) && x.strides()[3] == 1 {
+            depthwise::run(kernel, g, false, &operands, rayon::current_num_threads());
+            return Ok(y.finish());
+        }
         engine::run(kernel, &plan.jobs, &operands, plan.threads);
         Ok(y.finish())
     }
@@ -139,6 +145,10 @@ pub(crate) fn input_gradient<T: Element>(
     // SAFETY: the views have the shapes of the geometry, from which the correlations are derived;
     // together they compute every input position once.
     unsafe {
+        if depthwise::applies(g) && dy.strides()[3] == 1 {
+            depthwise::run(kernel, g, true, &operands, rayon::current_num_threads());
+            return Ok(dx.finish());
+        }
         engine::run(kernel, &plan.jobs, &operands, plan.threads);
         Ok(dx.finish())
     }
@@ -181,6 +191,10 @@ pub(crate) fn weight_gradient<T: Element>(
     // SAFETY: the views have the shapes of the geometry, from which the correlation is derived;
     // part 0 of each block writes its share of both results.
     unsafe {
+        if depthwise::applies(g) && x.strides()[3] == 1 && dy.strides()[3] == 1 {
+            depthwise::weight_gradient(kernel, g, &operands, rayon::current_num_threads());
+            return Ok((dw.finish(), bias.then(|| db.finish())));
+        }
         weight_gradient::run(kernel, &c, &blocks, &operands, threads);
         Ok((dw.finish(), bias.then(|| db.finish())))
     }

@@ -34,7 +34,8 @@ pub(crate) struct List<T> {
 }
 
 impl<T: Copy> List<T> {
-    fn new() -> Self {
+    /// No items.
+    pub fn new() -> Self {
         Self { items: [MaybeUninit::uninit(); MAX_RUNS], len: 0 }
     }
 
@@ -112,12 +113,17 @@ impl Strip {
             + self.lowering.tap(phase, x, self.plane_len)
     }
 
+    /// Rows that every band of the strip has; the last band of an image may have fewer than the rest.
+    pub fn common_rows(&self, c: &Correlation) -> usize {
+        self.runs().iter().map(|run| c.height.output - run.row).min().unwrap_or(0)
+    }
+
     /// Where the columns of output row `row` of each band lie in the output; those whose band has
     /// no such row are left out, and runs that follow each other are joined.
-    pub fn out_runs(&self, c: &Correlation, row: usize, strides: &[usize; 4]) -> List<OutRun> {
+    pub fn out_runs(&self, c: &Correlation, row: usize, strides: &[usize; 4], out: &mut List<OutRun>) {
         let [image, _, line, column] = *strides;
-        let mut out = List::<OutRun>::new();
-        for run in self.runs.as_slice() {
+        out.len = 0;
+        for run in self.runs() {
             let q = run.row + row;
             if q >= c.height.output || run.columns == 0 {
                 continue;
@@ -137,7 +143,6 @@ impl Strip {
                 _ => out.push(OutRun { lane: run.lane, columns: run.columns, offset, ends }),
             }
         }
-        out
     }
 }
 

@@ -1,0 +1,128 @@
+//! Depthwise convolution at stride 1: planes are independent, and no workspace is needed.
+
+use super::engine::{Operands, for_each_worker};
+use super::weight_gradient::Operands as GradientOperands;
+use crate::Geometry;
+use crate::kernel::{Kernel, Plane, RowSums, Rows, Vector, Window};
+
+/// Whether this path takes `g`: one channel each way for every group, at stride 1.
+pub(crate) fn applies(g: &Geometry) -> bool {
+    g.is_depthwise() && g.height.stride == 1 && g.width.stride == 1
+}
+
+/// The window of the forward pass.
+fn forward_window(g: &Geometry) -> Window {
+    Window {
+        taps: [g.height.kernel, g.width.kernel],
+        step: [g.height.dilation as isize, g.width.dilation as isize],
+        base: [-(g.height.pad_before as isize), -(g.width.pad_before as isize)],
+    }
+}
+
+/// Computes the output, or with `gradient` the input gradient: `operands.x` is then `dy`, and the
+/// taps run backwards from the last.
+///
+/// # Safety
+///
+/// As [`super::engine::run`]; columns of the input follow each other.
+pub(crate) unsafe fn run<T: Vector + Send + Sync>(
+    kernel: &Kernel<T>,
+    g: &Geometry,
+    gradient: bool,
+    operands: &Operands<T>,
+    threads: usize,
+) {
+    let o = operands;
+    let mut window = forward_window(g);
+    let [group, .., row, column] = o.weight_strides;
+    let (mut first, mut weight_step) = (0, [row, column]);
+    let (mut from, mut to) = (g.input_shape(), g.output_shape());
+    if gradient {
+        let last = [g.height.kernel as isize - 1, g.width.kernel as isize - 1];
+        first = last[0] * row + last[1] * column;
+        weight_step = [-row, -column];
+        for axis in 0..2 {
+            window.base[axis] = -window.base[axis] - last[axis] * window.step[axis];
+        }
+        (from, to) = (to, from);
+    }
+    let [_, channels, height, width] = to;
+    for_each_worker(threads, g.batch * channels, |task, next| {
+        let mut task = Some(task);
+        while let Some(plane) = task {
+            let (image, channel) = (plane / channels, plane % channels);
+            // SAFETY: the caller vouches for the tensors; each plane is one task's.
+            unsafe {
+                kernel.rows(&Rows {
+                    x: input_plane(o.x, &o.x_strides, from, image, channel),
+                    window,
+                    weight: o.weight.wrapping_offset(channel as isize * group + first),
+                    weight_step,
+                    bias: if o.bias.is_null() { T::ZERO } else { *o.bias.add(channel) },
+                    out: o.y.add(plane * height * width),
+                    size: [height, width],
+                });
+            }
+            task = next();
+        }
+    });
+}
+
+/// Computes the weight gradient, and the bias gradient where it is wanted.
+///
+/// # Safety
+///
+/// As [`super::weight_gradient::run`]; columns of both tensors follow each other.
+pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
+    kernel: &Kernel<T>,
+    g: &Geometry,
+    operands: &GradientOperands<T>,
+    threads: usize,
+) {
+    let o = operands;
+    let window = forward_window(g);
+    let taps = g.height.kernel * g.width.kernel;
+    for_each_worker(threads, g.channels_in, |task, next| {
+        let mut task = Some(task);
+        while let Some(channel) = task {
+            // SAFETY: the caller vouches for the tensors; each channel is one task's.
+            unsafe {
+                let sums = o.dw.add(channel * taps);
+                for tap in 0..taps {
+                    *sums.add(tap) = T::ZERO;
+                }
+                let mut bias = T::ZERO;
+                for image in 0..g.batch {
+                    let dy =
+                        input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
+                    let x = input_plane(o.x, &o.x_strides, g.input_shape(), image, channel);
+                    kernel.row_sums(&RowSums { x, dy, window, sums });
+                    if !o.db.is_null() {
+                        bias = bias + kernel.plane_sum(&dy);
+                    }
+                }
+                if !o.db.is_null() {
+                    *o.db.add(channel) = bias;
+                }
+            }
+            task = next();
+        }
+    });
+}
+
+/// One plane of a tensor of `shape`.
+fn input_plane<T>(
+    first: *const T,
+    strides: &[isize; 4],
+    shape: [usize; 4],
+    image: usize,
+    channel: usize,
+) -> Plane<T> {
+    let offset = image as isize * strides[0] + channel as isize * strides[1];
+    Plane {
+        first: first.wrapping_offset(offset),
+        row: strides[2],
+        height: shape[2],
+        width: shape[3],
+    }
+}
