@@ -15,7 +15,7 @@ pub(crate) use lanes::{OutRun, Pack, Scatter};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{Plane, RowSums, Rows, Window};
 pub use simd::Vector;
-pub(crate) use tile::{Onto, Tap, Tile};
+pub(crate) use tile::{Onto, PackWeights, Tap, Tile};
 pub(crate) use transpose::Transpose;
 
 use simd::Isa;
@@ -36,6 +36,7 @@ pub(crate) struct Kernel<T: 'static> {
     pub channels: usize,
     /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them, one).
     tiles: [[unsafe fn(&Tile<T>); 3]; 3],
+    pack_weights: unsafe fn(&PackWeights<T>),
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
     /// Most vectors of channels of a weight-gradient tile.
@@ -89,6 +90,7 @@ impl<T: Vector> Kernel<T> {
                 [tile::tile::<T, I, 2, R>, tile::tile::<T, I, 2, HALF>, tile::tile::<T, I, 2, 1>],
                 [tile::tile::<T, I, 3, R>, tile::tile::<T, I, 3, HALF>, tile::tile::<T, I, 3, 1>],
             ],
+            pack_weights: tile::pack_weights::<T, R>,
             outers: [
                 outer::outer::<T, I, 1>,
                 outer::outer::<T, I, 2>,
@@ -124,6 +126,16 @@ impl<T: Vector> Kernel<T> {
         };
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { self.tiles[vectors - 1][fewer](tile) }
+    }
+
+    /// Copies the weights of one tile as `[channel][tap][Kernel::channels]`.
+    ///
+    /// # Safety
+    ///
+    /// As [`tile::pack_weights`].
+    pub unsafe fn pack_weights(&self, weights: &PackWeights<T>) {
+        // SAFETY: the caller vouches for both sides.
+        unsafe { (self.pack_weights)(weights) }
     }
 
     /// Computes one weight-gradient tile of `vectors` registers of channels.

@@ -9,7 +9,8 @@
 //! Packing the weights as well was tried and is slower in the forward pass: `R` streams that each
 //! advance by one element stay in the first-level cache, while a copy must be made, stored and read
 //! back (cv5, cv6, cv11, cv12 at batch 32: 76, 76, 67 and 65 % of FMA peak packed, 85, 84, 82 and 83
-//! % in place).
+//! % in place). In the input gradient a step of the sum jumps by the weights of all the layer's input
+//! channels, caches and their look-ahead are of no help, and [`PackWeights`] pays for itself.
 
 use super::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
@@ -140,4 +141,46 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
 pub(crate) unsafe fn tile<T: Vector, I: Isa, const V: usize, const R: usize>(tile: &Tile<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Run::<T, V, R>(tile));
+}
+
+/// The weights of one tile, to be copied for the micro-kernel: `[channel][tap][R]`.
+pub(crate) struct PackWeights<'a, T> {
+    /// First weight of the first channel and output.
+    pub from: *const T,
+    /// Elements from a channel's weights to the next's.
+    pub channel: isize,
+    /// Elements from an output's weights to the next's.
+    pub output: isize,
+    /// Channels.
+    pub channels: usize,
+    /// Outputs, at least 1 and at most `R`; the last one fills the places of those missing.
+    pub outputs: usize,
+    /// Kernel elements; only their places in the weight matter.
+    pub taps: &'a [Tap],
+    /// Where to write.
+    pub to: *mut T,
+}
+
+/// Copies the weights of one tile.
+///
+/// # Safety
+///
+/// All weights can be read, and `channels * taps * R` elements can be written.
+pub(crate) unsafe fn pack_weights<T: Copy, const R: usize>(p: &PackWeights<T>) {
+    let mut to = p.to;
+    for c in 0..p.channels as isize {
+        let from: [*const T; R] = std::array::from_fn(|r| {
+            let output = r.min(p.outputs - 1) as isize;
+            p.from.wrapping_offset(c * p.channel + output * p.output)
+        });
+        for tap in p.taps {
+            // SAFETY: the caller vouches for both sides.
+            unsafe {
+                for (r, from) in from.iter().enumerate() {
+                    *to.add(r) = *from.wrapping_offset(tap.weight);
+                }
+                to = to.add(R);
+            }
+        }
+    }
 }

@@ -154,6 +154,8 @@ pub(crate) struct Correlation {
     pub channels: usize,
     /// Channels that are computed.
     pub outputs: usize,
+    /// Whether the weight's output channels are the ones summed over, far apart in memory.
+    pub transposed: bool,
     /// The vertical axis.
     pub height: Reach,
     /// The horizontal axis. Where several phases are computed together, its base is the first input
@@ -173,6 +175,7 @@ impl Correlation {
             groups: g.groups,
             channels: g.channels_in / g.groups,
             outputs: g.channels_out / g.groups,
+            transposed: false,
             height: Reach::forward(&g.height),
             width,
             phases: [Phase { offset: 0, taps: width.taps, weight_first: 0 }; MAX_PHASES],
@@ -203,6 +206,7 @@ impl Correlation {
                     groups: g.groups,
                     channels: g.channels_out / g.groups,
                     outputs: g.channels_in / g.groups,
+                    transposed: true,
                     height: Reach::phase(&g.height, p),
                     width,
                     phases,

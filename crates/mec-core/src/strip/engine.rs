@@ -13,10 +13,10 @@
 //! number of threads.
 
 use super::buffer::Workspace;
-use super::correlation::{Correlation, MAX_PHASES};
+use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
-use crate::kernel::{Kernel, OutRun, MAX_CHANNELS, MAX_COLUMNS, Onto, Scatter, Tap, Tile, Vector};
+use crate::kernel::{Kernel, OutRun, MAX_CHANNELS, MAX_COLUMNS, Onto, PackWeights, Scatter, Tap, Tile, Vector};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,9 +63,10 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 ) {
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
     for_each_worker(threads, tasks, |first, next| {
-        let panel = Workspace::new(jobs.iter().map(|(_, s)| s.panel_len).max().unwrap_or(0));
-        let taps = Vec::with_capacity(jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0));
-        let mut worker = Worker { kernel, operands, panel, taps };
+        let memory = Workspace::new(memory_len(jobs));
+        let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
+        let taps = Vec::with_capacity(2 * most_taps);
+        let mut worker = Worker { kernel, operands, memory, taps };
         let mut task = Some(first);
         while let Some(number) = task {
             // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
@@ -75,11 +76,15 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     });
 }
 
+/// Elements of panel and weights, at least one, that serve every job.
+fn memory_len(jobs: &[Job]) -> usize {
+    jobs.iter().map(|(_, s)| s.workspace_len()).max().unwrap_or(0).max(1)
+}
+
 /// Bytes that [`run`] takes for each thread.
 pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
-    let panel = jobs.iter().map(|(_, s)| s.panel_len.max(1)).max().unwrap_or(0);
     let taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
-    panel * size_of::<T>() + taps * size_of::<Tap>()
+    memory_len(jobs) * size_of::<T>() + taps * 2 * size_of::<Tap>()
 }
 
 /// Deals the numbers below `tasks`, in order, to at most `threads` workers: each starts with its
@@ -113,14 +118,17 @@ pub(crate) fn for_each_worker(
 struct Worker<'a, T: Copy + 'static> {
     kernel: &'a Kernel<T>,
     operands: &'a Operands<T>,
-    panel: Workspace<T>,
-    /// The taps of each phase, one phase after the other.
+    /// A panel, and packed weights behind it.
+    memory: Workspace<T>,
+    /// The taps of each phase, one phase after the other; then, where weights are packed, the same
+    /// taps with their places there.
     taps: Vec<Tap>,
 }
 
 /// One task, resolved.
 struct Task<'a> {
     c: &'a Correlation,
+    plan: &'a Strips,
     strip: Strip,
     group: usize,
     outputs: Range<usize>,
@@ -135,6 +143,27 @@ struct Panel {
     rows: usize,
     channel: usize,
     channels: usize,
+}
+
+/// Where the tiles of some output channels find their weights.
+struct Weights<'a, T> {
+    /// The first output's, of the panel's first channel.
+    first: *const T,
+    /// Elements, for each tap of a phase, to the next phase's first weight.
+    phase: usize,
+    /// Elements from a summed channel's weights to the next's: for each tap, where packed.
+    channel: isize,
+    /// Elements from an output's weights to the next's.
+    output: isize,
+    /// The taps of each phase, one phase after the other.
+    taps: &'a [Tap],
+}
+
+impl<T> Weights<'_, T> {
+    /// Elements from a summed channel's weights to the next's, in a phase that has `taps`.
+    fn channel_of(&self, taps: &[Tap]) -> isize {
+        if self.phase == 0 { self.channel } else { self.channel * taps.len() as isize }
+    }
 }
 
 impl<T: Vector> Worker<'_, T> {
@@ -155,8 +184,11 @@ impl<T: Vector> Worker<'_, T> {
         let mut runs = List::new();
         strip.out_runs(c, 0, &self.operands.y_strides, &mut runs);
         let common_rows = strip.common_rows(c);
-        let task = Task { c, strip, group, outputs, runs, common_rows };
+        let task = Task { c, plan, strip, group, outputs, runs, common_rows };
         self.find_taps(&task);
+        if plan.weights_len > 0 {
+            self.find_packed_taps(&task);
+        }
         for row in (0..plan.columns.band_rows).step_by(plan.rows) {
             // A sum over nothing still writes its output.
             for channel in (0..c.channels.max(1)).step_by(plan.channels.max(1)) {
@@ -191,6 +223,21 @@ impl<T: Vector> Worker<'_, T> {
         }
     }
 
+    /// The same taps, where their weights lie when packed as `[phase][channel][tap][output]`.
+    fn find_packed_taps(&mut self, task: &Task) {
+        for at in 0..task.c.all_taps() {
+            self.taps.push(self.taps[at]);
+        }
+        let mut taps = &mut self.taps[task.c.all_taps()..];
+        for phase in task.c.phases() {
+            let (these, rest) = taps.split_at_mut(task.c.height.taps * phase.taps);
+            for (place, tap) in these.iter_mut().enumerate() {
+                tap.weight = (place * self.kernel.channels) as isize;
+            }
+            taps = rest;
+        }
+    }
+
     /// Packs a panel and multiplies it with the weights of all its output channels.
     ///
     /// # Safety
@@ -205,16 +252,56 @@ impl<T: Vector> Worker<'_, T> {
             channels: panel.channels,
         };
         let rows = (panel.row, panel.rows);
-        // SAFETY: the caller vouches for the tensors; the plan made room for the panel.
+        // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
         unsafe {
-            panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.panel.as_ptr());
+            panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.memory.as_ptr());
             for first in task.outputs.clone().step_by(self.kernel.channels) {
                 let outputs = first..task.outputs.end.min(first + self.kernel.channels);
+                let weights = self.weights(task, panel, &outputs);
                 for row in 0..panel.rows {
-                    self.window(task, panel, row, outputs.clone());
+                    self.window(task, panel, row, &outputs, &weights);
                 }
             }
         }
+    }
+
+    /// Where the tiles of some output channels find their weights; packs them if the plan says so.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`].
+    unsafe fn weights(&self, task: &Task, panel: &Panel, outputs: &Range<usize>) -> Weights<'_, T> {
+        let o = self.operands;
+        let [group, output, channel, ..] = o.weight_strides;
+        let offset = task.group as isize * group
+            + outputs.start as isize * output
+            + panel.channel as isize * channel;
+        let (in_place, packed) = self.taps.split_at(task.c.all_taps());
+        let first = o.weight.wrapping_offset(offset);
+        if task.plan.weights_len == 0 {
+            return Weights { first, phase: 0, channel, output, taps: in_place };
+        }
+        let to = self.memory.as_ptr().wrapping_add(task.plan.panel_len);
+        let tile = self.kernel.channels;
+        let (mut taps, mut at) = (in_place, to);
+        for phase in task.c.phases() {
+            let these;
+            (these, taps) = taps.split_at(task.c.height.taps * phase.taps);
+            // SAFETY: the caller vouches for the weight; the plan made room for each phase.
+            unsafe {
+                self.kernel.pack_weights(&PackWeights {
+                    from: first,
+                    channel,
+                    output,
+                    channels: panel.channels,
+                    outputs: outputs.len(),
+                    taps: these,
+                    to: at,
+                });
+            }
+            at = at.wrapping_add(panel.channels * these.len() * tile);
+        }
+        Weights { first: to, phase: panel.channels * tile, channel: tile as isize, output: 1, taps: packed }
     }
 
     /// One window of the panel times some output channels: a tile for each phase.
@@ -222,7 +309,14 @@ impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
     /// As [`run`]; the panel is packed.
-    unsafe fn window(&self, task: &Task, panel: &Panel, row: usize, outputs: Range<usize>) {
+    unsafe fn window<'t>(
+        &self,
+        task: &Task,
+        panel: &Panel,
+        row: usize,
+        outputs: &Range<usize>,
+        weights: &Weights<'t, T>,
+    ) {
         let (c, o, strip) = (task.c, self.operands, &task.strip);
         // Rows differ by where they begin, but where a band has fewer rows than the others.
         let mut fewer;
@@ -241,23 +335,26 @@ impl<T: Vector> Worker<'_, T> {
             (0, false) => Onto::Bias(o.bias.wrapping_add(output)),
             _ => Onto::Output,
         };
-        let [group, weight_output, weight_channel, ..] = o.weight_strides;
-        let weight = task.group as isize * group
-            + outputs.start as isize * weight_output
-            + panel.channel as isize * weight_channel;
         let out = o.y.wrapping_add(output * o.y_strides[1] + shift);
         let out_column = c.width.out_step * o.y_strides[3];
+        // Kernel rows that meet no row of `dy` add nothing. In the forward pass they multiply padding,
+        // which is there: a weight that is not finite makes a product with it that is none either.
+        let tap_rows =
+            if c.transposed { strip.tap_rows(c, panel.row + row) } else { 0..c.height.taps };
+        let taps_of = |phase: &Phase, taps: &'t [Tap]| {
+            &taps[tap_rows.start * phase.taps..tap_rows.end * phase.taps]
+        };
         let mut tile = Tile {
             panel: self
-                .panel
+                .memory
                 .as_ptr()
                 .wrapping_add(row * c.height.step / c.height.unit() * strip.line_len),
             panel_channel: c.height.panel_rows(panel.rows) * strip.line_len,
-            weight: o.weight.wrapping_offset(weight),
-            weight_channel,
-            weight_output,
+            weight: weights.first,
+            weight_channel: weights.channel_of(weights.taps),
+            weight_output: weights.output,
             channels: panel.channels,
-            taps: &self.taps,
+            taps: taps_of(&c.phases()[0], weights.taps),
             out: out.wrapping_add(first.offset),
             out_channel: o.y_strides[1],
             outputs: outputs.len(),
@@ -274,11 +371,15 @@ impl<T: Vector> Worker<'_, T> {
             let aside = aside.as_mut_ptr().cast::<T>();
             tile.out_channel = c.phases().len() * strip.width;
             tile.onto = Onto::Nothing;
-            let mut taps = &self.taps[..];
+            let mut taps = weights.taps;
             for (number, phase) in c.phases().iter().enumerate() {
-                (tile.taps, taps) = taps.split_at(c.height.taps * phase.taps);
+                let these;
+                (these, taps) = taps.split_at(c.height.taps * phase.taps);
+                tile.taps = taps_of(phase, these);
+                tile.weight_channel = weights.channel_of(these);
                 tile.out = aside.add(number * strip.width);
                 self.kernel.tile(strip.bundles, &tile);
+                tile.weight = tile.weight.wrapping_add(weights.phase * these.len());
             }
             self.kernel.scatter(&Scatter {
                 tile: aside,

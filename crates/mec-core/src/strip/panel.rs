@@ -5,6 +5,7 @@ use super::correlation::{Correlation, Lowering, Phase};
 use super::strips::Columns;
 use crate::kernel::{Kernel, MAX_COLUMNS, OutRun, Pack, Vector};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Lanes of a strip that lie in one row of one band of one image.
 #[derive(Debug, Clone, Copy, Default)]
@@ -118,6 +119,21 @@ impl Strip {
         self.runs().iter().map(|run| c.height.output - run.row).min().unwrap_or(0)
     }
 
+    /// The kernel rows of output row `row` that meet a row of the input in any of the bands.
+    pub fn tap_rows(&self, c: &Correlation, row: usize) -> Range<usize> {
+        let h = &c.height;
+        let (mut first, mut end) = (h.taps, 0);
+        for run in self.runs() {
+            let top = ((run.row + row) * h.step) as isize + h.base;
+            let (before, inside) = inside_columns(top, h.tap_step.max(1), h.input, h.taps);
+            if inside > 0 {
+                first = first.min(before);
+                end = end.max(before + inside);
+            }
+        }
+        first.min(end)..end
+    }
+
     /// Where the columns of output row `row` of each band lie in the output; those whose band has
     /// no such row are left out, and runs that follow each other are joined.
     pub fn out_runs(&self, c: &Correlation, row: usize, strides: &[usize; 4], out: &mut List<OutRun>) {
@@ -210,7 +226,7 @@ pub(crate) unsafe fn pack<T: Vector>(
     }
 }
 
-/// Of `columns` positions `first, first + step, ...`: how many come before `0..input`, and how many
+/// Of `columns` (or rows) `first, first + step, ...`: how many come before `0..input`, and how many
 /// of the rest lie inside it.
 fn inside_columns(first: isize, step: usize, input: usize, columns: usize) -> (usize, usize) {
     let step = step as isize;

@@ -86,6 +86,8 @@ pub(crate) struct Strips {
     pub part_outputs: usize,
     /// Elements of a panel.
     pub panel_len: usize,
+    /// Elements of packed weights; none where they are read in place.
+    pub weights_len: usize,
 }
 
 /// Rows a panel should serve before it takes all channels: with fewer, packing shows.
@@ -94,6 +96,9 @@ const ROWS_WANTED: usize = 4;
 /// Steps of a sum below which cutting it into channel blocks costs more than it gains: each cut
 /// reads and writes the tile's output once more.
 const STEPS_WANTED: usize = 512;
+
+/// Uses of a packed weight from which the copy pays for itself.
+const USES_WANTED: usize = 2;
 
 impl Strips {
     /// Plans `c` for at most `limit` bytes of workspace in each of `threads` threads; `None` if even
@@ -105,15 +110,25 @@ impl Strips {
         // The widest strip whose smallest panel fits.
         let smallest = c.height.panel_rows(1);
         let vectors = (1..=size.vectors).rev().find(|&v| smallest * row_len(v) <= room)?;
-        let room = room / row_len(vectors);
-        let channels = Self::channel_block(c, room);
+        // A quarter at most for weights.
+        let channels = Self::channel_block(c, room * 3 / 4 / row_len(vectors));
 
         let (bands, parts) = Self::bands_and_parts(c, size, &lowering, vectors, threads);
         let columns = Columns::new(c, lowering, bands, size.lanes, vectors);
         let part_outputs = c.outputs.div_ceil(parts).next_multiple_of(size.channels);
-        let fits = |&rows: &usize| channels.max(1) * c.height.panel_rows(rows) <= room;
-        let rows = (1..=columns.band_rows).rev().find(fits)?;
         let row_len = row_len(columns.widest());
+        let rows_beside = |weights: usize| {
+            let room = room.checked_sub(weights)?;
+            let len = |rows: usize| channels * c.height.panel_rows(rows) * row_len;
+            let most = (1..=columns.band_rows).rev().find(|&rows| len(rows) <= room)?;
+            // As even as they can be.
+            Some(columns.band_rows.div_ceil(columns.band_rows.div_ceil(most)))
+        };
+        let packed = size.channels * channels * c.all_taps();
+        let (rows, weights_len) = match rows_beside(packed) {
+            Some(rows) if c.transposed && rows >= USES_WANTED => (rows, packed),
+            _ => (rows_beside(0)?, 0),
+        };
         Some(Self {
             columns,
             rows,
@@ -121,6 +136,7 @@ impl Strips {
             parts: c.outputs.div_ceil(part_outputs),
             part_outputs,
             panel_len: channels * c.height.panel_rows(rows) * row_len,
+            weights_len,
         })
     }
 
@@ -168,7 +184,9 @@ impl Strips {
             // A register of a panel takes about 1.5 cycles and one more for each run of columns.
             let runs = size.lanes as f64 / c.width.output.max(1) as f64 + 1.0;
             let panel = c.height.panel_rows(columns.band_rows) * lowering.planes * c.channels;
-            let pack = registers * panel as f64 * (1.5 + runs);
+            // Each step of a tile brings its weights in from a far cache, about four cycles.
+            let weights = (steps * tiles * 4) as f64;
+            let pack = registers * panel as f64 * (1.5 + runs) + weights;
             let mut parts = 1;
             while parts <= tiles {
                 let rounds = (c.groups * strips * parts).div_ceil(threads);
@@ -188,6 +206,11 @@ impl Strips {
             }
             bands = (bands + bands.div_ceil(4)).min(out_h);
         }
+    }
+
+    /// Elements of workspace for each thread.
+    pub fn workspace_len(&self) -> usize {
+        self.panel_len + self.weights_len
     }
 
     /// Independent pieces of work.
