@@ -1,4 +1,20 @@
-//! Memory-efficient convolution on the CPU.
+//! Memory-efficient convolution (MEC) on the CPU, forward and all gradients, without a framework.
+//!
+//! MEC (Cho & Brand, ICML 2017, <https://arxiv.org/abs/1706.06873>) lowers column strips of the input
+//! instead of whole patches, so that the GEMM of every output row reads a *window* of one matrix L
+//! and neighbouring windows overlap. This crate goes further: L exists only as a packed panel that
+//! stays in a core's second-level cache, so that the workspace is at most
+//! [`WORKSPACE_PER_THREAD`] bytes for each thread, whatever the layer and the batch size, and it has
+//! the gradients that the paper leaves out.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`Geometry`], [`View`] | the problem, checked once |
+//! | [`Plan`] | what a pass will do and take, as data |
+//! | [`forward`], [`input_gradient`], [`weight_gradient`], [`bias_gradient`] | the passes |
+//! | `strip/`, `kernel/` | the engine, and its innermost loops for each instruction set |
+//! | [`paper`], [`im2col`] | the algorithm as published, and the classic one: the yardsticks |
+//! | [`mod@reference`] | the definition, as nested loops |
 
 #[cfg(feature = "catalogue")]
 pub mod catalogue;
@@ -10,6 +26,7 @@ mod geometry;
 pub mod im2col;
 mod kernel;
 pub mod paper;
+mod plan;
 pub mod reference;
 mod settings;
 mod strip;
@@ -21,6 +38,7 @@ pub use element::Element;
 pub use error::Error;
 pub use footprint::Footprint;
 pub use geometry::{Axis, ConvOptions, Geometry};
+pub use plan::{Piece, Plan};
 pub use settings::{Algorithm, Pass, Settings};
 pub use view::View;
 
@@ -29,7 +47,32 @@ use kernel::Kernel;
 /// Most workspace the strip engine takes for each thread, in bytes.
 pub const WORKSPACE_PER_THREAD: usize = 1 << 20;
 
-/// y
+/// The instruction set the kernels run on, for the facts beside a measurement: `AVX-512`, `AVX2`,
+/// `NEON` or `portable`.
+pub fn instruction_set() -> &'static str {
+    Kernel::<f32>::best().name
+}
+
+/// The output of a convolution, row-major `[batch, channels_out, out_h, out_w]`.
+///
+/// `x` is `[batch, channels_in, height, width]`, `weight` `[channels_out, channels_in / groups,
+/// kernel_h, kernel_w]`, `bias` `[channels_out]`; the tensors are read where they lie. Runs on the
+/// current rayon pool, with the same result on any number of threads.
+///
+/// ```
+/// use mec_core::{ConvOptions, Geometry, Settings, View, forward};
+/// let geometry = Geometry::new([1, 1, 3, 3], [1, 1, 2, 2], &ConvOptions::default())?;
+/// let x = View::contiguous(&[0f32, 1., 2., 3., 4., 5., 6., 7., 8.], [1, 1, 3, 3])?;
+/// let weight = View::contiguous(&[1f32, 0., 0., 1.], [1, 1, 2, 2])?;
+/// let y = forward(&geometry, &Settings::default(), &x, &weight, Some(&[10.]))?;
+/// assert_eq!(y, [14., 16., 20., 22.]);
+/// # Ok::<(), mec_core::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Shape`] where a tensor does not have the shape of the problem,
+/// [`Error::WorkspaceLimit`] where the limit cannot be kept; both before any work is done.
 pub fn forward<T: Element>(
     geometry: &Geometry,
     settings: &Settings,
@@ -42,10 +85,19 @@ pub fn forward<T: Element>(
     if let Some(bias) = bias {
         expect_bias(geometry, bias)?;
     }
+    if plan::uses_paper(Pass::Forward, settings) {
+        plan::paper_workspace::<T>(geometry, settings)?;
+        return paper::forward(geometry, None, x, weight, bias);
+    }
     strip::forward(Kernel::best(), geometry, settings, x, weight, bias)
 }
 
-/// dx
+/// The gradient in the input, row-major `[batch, channels_in, height, width]`, of a loss whose
+/// gradient in the output is `dy`, `[batch, channels_out, out_h, out_w]`.
+///
+/// # Errors
+///
+/// As [`forward`].
 pub fn input_gradient<T: Element>(
     geometry: &Geometry,
     settings: &Settings,
@@ -57,7 +109,12 @@ pub fn input_gradient<T: Element>(
     strip::input_gradient(Kernel::best(), geometry, settings, dy, weight)
 }
 
-/// dw
+/// The gradient in the weight, row-major `[channels_out, channels_in / groups, kernel_h, kernel_w]`,
+/// of a loss whose gradient in the output is `dy`.
+///
+/// # Errors
+///
+/// As [`forward`].
 pub fn weight_gradient<T: Element>(
     geometry: &Geometry,
     settings: &Settings,
@@ -69,7 +126,11 @@ pub fn weight_gradient<T: Element>(
     Ok(strip::weight_gradient(kernel, geometry, settings, x, dy, false)?.0)
 }
 
-/// dw and db from one reading of `dy`
+/// The gradients in the weight and in the bias, `[channels_out]`, from one reading of `dy`.
+///
+/// # Errors
+///
+/// As [`forward`].
 pub fn weight_bias_gradient<T: Element>(
     geometry: &Geometry,
     settings: &Settings,
@@ -82,10 +143,15 @@ pub fn weight_bias_gradient<T: Element>(
     Ok((dw, db.unwrap_or_default()))
 }
 
-/// db
+/// The gradient in the bias, `[channels_out]`. It takes no workspace, and rounds otherwise than
+/// [`weight_bias_gradient`]'s.
+///
+/// # Errors
+///
+/// [`Error::Shape`] where `dy` does not have the output's shape.
 pub fn bias_gradient<T: Element>(geometry: &Geometry, dy: &View<T>) -> Result<Vec<T>, Error> {
     dy.expect_shape("output gradient", geometry.output_shape())?;
-    Ok(strip::bias_gradient(geometry, dy))
+    Ok(strip::bias_gradient(Kernel::best(), geometry, dy))
 }
 
 fn expect_weight_gradient<T>(geometry: &Geometry, x: &View<T>, dy: &View<T>) -> Result<(), Error> {
@@ -97,9 +163,5 @@ fn expect_bias<T>(geometry: &Geometry, bias: &[T]) -> Result<(), Error> {
     if bias.len() == geometry.channels_out {
         return Ok(());
     }
-    Err(Error::Shape {
-        what: "bias",
-        got: vec![bias.len()],
-        expected: vec![geometry.channels_out],
-    })
+    Err(Error::Shape { what: "bias", got: vec![bias.len()], expected: vec![geometry.channels_out] })
 }

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use mec_core::catalogue::{Layer, layers};
 use mec_core::paper::{self, Solution};
 use mec_core::{
-    Element, Error, Footprint, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD, forward,
+    Element, Error, Footprint, Geometry, Pass, Plan, Settings, View, WORKSPACE_PER_THREAD, forward,
     im2col, input_gradient, weight_bias_gradient, weight_gradient,
 };
 use mec_profile::{PeakAlloc, measure};
@@ -108,6 +108,13 @@ fn the_promise<T: Element + From<f32>>(layer: &Layer, batch: usize, pools: &[Thr
                 .unwrap_or_else(|error| panic!("{at}: {pass}: {error}"));
             println!("{at}: {pass}: {workspace} bytes of {}", std::any::type_name::<T>());
             assert!(workspace <= promised, "{at}: the {pass} takes {workspace} bytes");
+            let settings = Settings::default();
+            let plan = pool.install(|| Plan::new::<T>(&tensors.geometry, pass, &settings)).unwrap();
+            assert!(
+                workspace <= plan.workspace_bytes + ALLOWANCE,
+                "{at}: the {pass} takes {workspace} bytes, planned {}",
+                plan.workspace_bytes
+            );
         }
     }
 }

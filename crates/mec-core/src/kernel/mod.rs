@@ -4,6 +4,11 @@
 //! A [`Kernel`] value is the proof that the CPU can run it: [`Kernel::available`] is the only source
 //! of them. How a panel is laid out is known to this folder and to `strip/panel.rs` alone.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "register tiles: the same constant indexes several arrays"
+)]
+
 mod lanes;
 mod outer;
 mod rows;
@@ -26,6 +31,9 @@ pub(crate) const MAX_COLUMNS: usize = 48;
 /// Most channels a tile has on any instruction set.
 pub(crate) const MAX_CHANNELS: usize = 8;
 
+/// A forward micro-kernel of one size.
+type TileFn<T> = unsafe fn(&Tile<T>);
+
 /// The entry points for one instruction set, and the sizes they are made for.
 pub(crate) struct Kernel<T: 'static> {
     /// Name of the instruction set.
@@ -35,7 +43,7 @@ pub(crate) struct Kernel<T: 'static> {
     /// Most channels of a tile.
     pub channels: usize,
     /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them, one).
-    tiles: [[unsafe fn(&Tile<T>); 3]; 3],
+    tiles: [[TileFn<T>; 3]; 3],
     pack_weights: unsafe fn(&PackWeights<T>),
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],

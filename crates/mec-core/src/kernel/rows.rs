@@ -158,8 +158,7 @@ impl<T: Vector> WithSimd for &RowSums<T> {
                 for x in (0..self.dy.width).step_by(lanes) {
                     let count = (self.dy.width - x).min(lanes);
                     let dy_mask = T::mask(simd, 0, count);
-                    let column =
-                        |m: usize| x as isize + (first + m) as isize * step[1] + base[1];
+                    let column = |m: usize| x as isize + (first + m) as isize * step[1] + base[1];
                     // Lanes without `dy` must not bring in what is not finite.
                     let masks: [T::Mask<S>; COLUMNS] =
                         std::array::from_fn(|m| self.x.mask(simd, column(m), count));
@@ -172,7 +171,8 @@ impl<T: Vector> WithSimd for &RowSums<T> {
                                 let dy = self.dy.at(simd, y, x as isize, dy_mask);
                                 for m in 0..COLUMNS {
                                     // The row below the last has no `dy`, and no input either.
-                                    let input = if y < self.dy.height as isize { input } else { -1 };
+                                    let input =
+                                        if y < self.dy.height as isize { input } else { -1 };
                                     let value = self.x.at(simd, input, column(m), masks[m]);
                                     acc[m] = T::mul_add(simd, dy, value, acc[m]);
                                 }

@@ -121,11 +121,7 @@ pub trait Vector: Copy + Add<Output = Self> {
     /// # Safety
     ///
     /// The elements of the mask's lanes can be read.
-    unsafe fn load_masked<S: Simd>(
-        simd: S,
-        from: *const Self,
-        mask: Self::Mask<S>,
-    ) -> Self::Of<S>;
+    unsafe fn load_masked<S: Simd>(simd: S, from: *const Self, mask: Self::Mask<S>) -> Self::Of<S>;
 
     /// Writes the lanes of `mask` from `to` on.
     ///
@@ -205,12 +201,7 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
-    unsafe fn store_masked<S: Simd>(
-        simd: S,
-        to: *mut f32,
-        mask: Self::Mask<S>,
-        value: S::f32s,
-    ) {
+    unsafe fn store_masked<S: Simd>(simd: S, to: *mut f32, mask: Self::Mask<S>, value: S::f32s) {
         // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_store_ptr_f32s(mask, to, value) }
     }
@@ -259,12 +250,7 @@ impl Vector for f64 {
     }
 
     #[inline(always)]
-    unsafe fn store_masked<S: Simd>(
-        simd: S,
-        to: *mut f64,
-        mask: Self::Mask<S>,
-        value: S::f64s,
-    ) {
+    unsafe fn store_masked<S: Simd>(simd: S, to: *mut f64, mask: Self::Mask<S>, value: S::f64s) {
         // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_store_ptr_f64s(mask, to, value) }
     }

@@ -99,7 +99,8 @@ fn transposed(r: [std::arch::x86_64::__m512; 16]) -> [std::arch::x86_64::__m512;
     for g in 0..4 {
         let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
         let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)].map(|v| _mm512_castps_pd(v));
-        let high = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)].map(|v| _mm512_castps_pd(v));
+        let high =
+            [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)].map(|v| _mm512_castps_pd(v));
         quads[g] = [
             _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1])),
             _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1])),

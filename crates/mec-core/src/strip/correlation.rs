@@ -91,7 +91,8 @@ impl Reach {
 
     /// Rows of a panel that `outputs` neighbouring outputs read.
     pub fn panel_rows(&self, outputs: usize) -> usize {
-        (outputs - 1) * self.step / self.unit() + (self.taps - 1) * self.tap_step / self.unit() + 1
+        let unit = self.unit();
+        (outputs - 1) * self.step / unit + (self.taps - 1) * self.tap_step / unit + 1
     }
 }
 
@@ -187,35 +188,37 @@ impl Correlation {
 
     /// The input gradient: correlations of `dy` for each phase of the input's rows, and of its
     /// columns where they cannot be computed together.
-    pub fn input_gradient(g: &Geometry, rows_join: bool) -> impl Iterator<Item = Self> {
-        let g = *g;
+    pub fn input_gradient(g: &Geometry, rows_join: bool) -> Vec<Self> {
         let joint = g.width.stride <= MAX_PHASES;
-        let columns = if joint { 1 } else { g.width.stride };
-        let phases = (0..g.height.stride).flat_map(move |p| (0..columns).map(move |q| (p, q)));
-        phases
-            .map(move |(p, q)| {
+        // Phases beyond the input's size compute nothing.
+        let rows = g.height.stride.min(g.height.input);
+        let columns = if joint { g.width.input.min(1) } else { g.width.stride.min(g.width.input) };
+        let mut correlations = Vec::with_capacity(rows * columns);
+        for row in 0..rows {
+            for column in 0..columns {
                 let (width, phases, phase_count) = if joint {
                     joint_phases(&g.width)
                 } else {
-                    let r = Reach::phase(&g.width, q);
+                    let r = Reach::phase(&g.width, column);
                     let phase = Phase { offset: 0, taps: r.taps, weight_first: r.weight_first };
                     (r, [phase; MAX_PHASES], 1)
                 };
-                Self {
+                let correlation = Self {
                     batch: g.batch,
                     groups: g.groups,
                     channels: g.channels_out / g.groups,
                     outputs: g.channels_in / g.groups,
                     transposed: true,
-                    height: Reach::phase(&g.height, p),
+                    height: Reach::phase(&g.height, row),
                     width,
                     phases,
                     phase_count,
-                    last_phases: g.width.input.saturating_sub(1) % phase_count + 1,
-                }
-                .simplified(rows_join)
-            })
-            .filter(|c| c.height.output > 0 && c.width.output > 0)
+                    last_phases: (g.width.input - 1) % phase_count + 1,
+                };
+                correlations.push(correlation.simplified(rows_join));
+            }
+        }
+        correlations
     }
 
     /// The phases of the output columns, in order.
@@ -289,7 +292,7 @@ impl Correlation {
 
 /// All phases of an axis, computed together: what they have in common, and each one's taps.
 fn joint_phases(axis: &Axis) -> (Reach, [Phase; MAX_PHASES], usize) {
-    let each: Vec<Reach> = (0..axis.stride).map(|p| Reach::phase(axis, p)).collect();
+    let each: [Reach; MAX_PHASES] = std::array::from_fn(|p| Reach::phase(axis, p % axis.stride));
     let some = || each.iter().filter(|r| r.taps > 0);
     let base = some().map(|r| r.base).min().unwrap_or(0);
     let mut phases = [Phase::default(); MAX_PHASES];
@@ -334,7 +337,8 @@ mod tests {
                                 for q in 0..r.output {
                                     for t in 0..r.taps {
                                         let o = q as isize + r.base + (t * r.tap_step) as isize;
-                                        let k = r.weight_first as isize + t as isize * r.weight_step;
+                                        let k =
+                                            r.weight_first as isize + t as isize * r.weight_step;
                                         if (0..axis.output as isize).contains(&o) {
                                             met.push((q * stride + phase, o as usize, k as usize));
                                         }

@@ -41,9 +41,8 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let last = [g.height.kernel as isize - 1, g.width.kernel as isize - 1];
         first = last[0] * row + last[1] * column;
         weight_step = [-row, -column];
-        for axis in 0..2 {
-            window.base[axis] = -window.base[axis] - last[axis] * window.step[axis];
-        }
+        let [base, step] = [window.base, window.step];
+        window.base = [0, 1].map(|axis| -base[axis] - last[axis] * step[axis]);
         (from, to) = (to, from);
     }
     let [_, channels, height, width] = to;
@@ -93,8 +92,7 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
                 }
                 let mut bias = T::ZERO;
                 for image in 0..g.batch {
-                    let dy =
-                        input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
+                    let dy = input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
                     let x = input_plane(o.x, &o.x_strides, g.input_shape(), image, channel);
                     kernel.row_sums(&RowSums { x, dy, window, sums });
                     if !o.db.is_null() {

@@ -16,7 +16,9 @@ use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
-use crate::kernel::{Kernel, OutRun, MAX_CHANNELS, MAX_COLUMNS, Onto, PackWeights, Scatter, Tap, Tile, Vector};
+use crate::kernel::{
+    Kernel, MAX_CHANNELS, MAX_COLUMNS, Onto, OutRun, PackWeights, Scatter, Tap, Tile, Vector,
+};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -81,10 +83,15 @@ fn memory_len(jobs: &[Job]) -> usize {
     jobs.iter().map(|(_, s)| s.workspace_len()).max().unwrap_or(0).max(1)
 }
 
+/// Bytes of the list of taps that a thread keeps for `c`: where they lie, and where they are packed.
+pub(crate) fn taps_bytes(c: &Correlation) -> usize {
+    2 * c.all_taps() * size_of::<Tap>()
+}
+
 /// Bytes that [`run`] takes for each thread.
 pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
-    let taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
-    memory_len(jobs) * size_of::<T>() + taps * 2 * size_of::<Tap>()
+    let taps = jobs.iter().map(|(c, _)| taps_bytes(c)).max().unwrap_or(0);
+    memory_len(jobs) * size_of::<T>() + taps
 }
 
 /// Deals the numbers below `tasks`, in order, to at most `threads` workers: each starts with its
@@ -212,7 +219,8 @@ impl<T: Vector> Worker<'_, T> {
         for phase in c.phases() {
             for y in 0..c.height.taps {
                 for x in 0..phase.taps {
-                    let kernel_y = c.height.weight_first as isize + y as isize * c.height.weight_step;
+                    let kernel_y =
+                        c.height.weight_first as isize + y as isize * c.height.weight_step;
                     let kernel_x = phase.weight_first as isize + x as isize * c.width.weight_step;
                     self.taps.push(Tap {
                         panel: strip.tap(c, phase, y, x),
@@ -301,7 +309,13 @@ impl<T: Vector> Worker<'_, T> {
             }
             at = at.wrapping_add(panel.channels * these.len() * tile);
         }
-        Weights { first: to, phase: panel.channels * tile, channel: tile as isize, output: 1, taps: packed }
+        Weights {
+            first: to,
+            phase: panel.channels * tile,
+            channel: tile as isize,
+            output: 1,
+            taps: packed,
+        }
     }
 
     /// One window of the panel times some output channels: a tile for each phase.

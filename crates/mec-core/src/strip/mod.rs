@@ -1,5 +1,15 @@
 //! `Algorithm::Strip`: MEC whose lowered matrix exists one packed panel at a time.
+//!
+//! - `correlation`: the problem, in the one form that serves forward pass and input gradient;
+//! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops;
+//! - `blocks`, `weight_gradient`: the weight gradient, as plain data and its loops;
+//! - `depthwise`, `bias_gradient`: what needs no panel;
+//! - `buffer`: memory.
+//!
+//! This file plans a pass and runs the plan.
 
+mod bias_gradient;
+mod blocks;
 mod buffer;
 mod correlation;
 mod depthwise;
@@ -9,57 +19,166 @@ mod strips;
 mod weight_gradient;
 
 use crate::kernel::Kernel;
+use crate::plan::Piece;
 use crate::{Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD};
+use blocks::Blocks;
 use buffer::Fresh;
 use correlation::Correlation;
 use engine::{Job, Operands};
 use strips::{Strips, TileSize};
-use weight_gradient::Blocks;
 
-/// What the thread pool and the list of jobs may take of a thread's bound.
+/// What the thread pool may take of a thread's bound for its own jobs.
 const RESERVED: usize = 16 << 10;
 
-/// The jobs of a pass, the threads to run them on, and the bytes they take.
-pub(crate) struct Jobs {
-    pub jobs: Vec<Job>,
+/// What a plan needs to know of how tensors lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    /// The rows of each plane follow each other without a gap.
+    rows_join: bool,
+    /// The columns of each row do.
+    columns_join: bool,
+}
+
+impl Layout {
+    /// Row-major.
+    pub const CONTIGUOUS: Self = Self { rows_join: true, columns_join: true };
+
+    fn of<T>(view: &View<T>) -> Self {
+        let (shape, strides) = (view.shape(), view.strides());
+        Self {
+            rows_join: strides[2] == shape[3] as isize * strides[3],
+            columns_join: strides[3] == 1,
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            rows_join: self.rows_join && other.rows_join,
+            columns_join: self.columns_join && other.columns_join,
+        }
+    }
+}
+
+/// How a pass is computed.
+enum Method {
+    /// Correlations, each with its plan.
+    Correlations(Vec<Job>),
+    /// The blocks of a weight gradient.
+    Blocks(Box<(Correlation, Blocks)>),
+    /// Planes, without workspace.
+    Planes,
+    /// Zeros: there is nothing to sum.
+    Zeros,
+}
+
+/// A planned pass.
+pub(crate) struct Work {
+    method: Method,
+    /// Most threads that take part.
     pub threads: usize,
+    /// Most bytes they hold together.
     pub workspace_bytes: usize,
 }
 
-/// Plans correlations within the limit.
-fn plan<T: Element>(
-    kernel: &Kernel<T>,
-    pass: Pass,
-    correlations: impl Iterator<Item = Correlation>,
-    settings: &Settings,
-) -> Result<Jobs, Error> {
-    let size = TileSize {
-        lanes: kernel.lanes,
-        vectors: kernel.columns() / kernel.lanes,
-        channels: kernel.channels,
-        bytes: size_of::<T>(),
-    };
-    let threads = rayon::current_num_threads();
-    let correlations: Vec<_> = correlations.collect();
-    let fixed = correlations.capacity() * size_of::<Correlation>()
-        + correlations.len() * size_of::<Job>();
-    let limit = settings.workspace_limit.unwrap_or(usize::MAX);
-    let each = limit.saturating_sub(fixed).min(WORKSPACE_PER_THREAD - RESERVED);
-    let jobs: Option<Vec<Job>> = correlations
-        .iter()
-        .map(|c| Some((*c, Strips::new(c, size, threads, each)?)))
-        .collect();
-    let Some(jobs) = jobs else {
-        let panel = |c: &Correlation| Strips::smallest(c, size) * size_of::<T>();
-        let minimum = fixed + correlations.iter().map(panel).max().unwrap_or(0);
-        return Err(Error::WorkspaceLimit { pass, minimum, limit });
-    };
-    let worker = engine::worker_bytes::<T>(&jobs);
-    let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
-    let affordable = (limit - fixed).checked_div(worker).unwrap_or(1);
-    let threads = threads.min(tasks).min(affordable);
-    if std::env::var("DBG").is_ok() { for j in &jobs { eprintln!("{:?}", j.1); } std::process::exit(0) }
-    Ok(Jobs { jobs, threads, workspace_bytes: fixed + threads * worker })
+impl Work {
+    /// Plans `pass` within the limit.
+    pub fn new<T: Element>(
+        kernel: &Kernel<T>,
+        g: &Geometry,
+        pass: Pass,
+        settings: &Settings,
+        layout: Layout,
+    ) -> Result<Self, Error> {
+        let threads = rayon::current_num_threads();
+        let planes = Self { method: Method::Planes, threads, workspace_bytes: 0 };
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX);
+        match pass {
+            Pass::BiasGradient => Ok(planes),
+            _ if layout.columns_join && depthwise::applies(g) => Ok(planes),
+            Pass::WeightGradient => {
+                let c = Correlation::forward(g, layout.rows_join);
+                Self::blocks(kernel, c, limit, threads)
+            }
+            Pass::Forward => {
+                let correlations = vec![Correlation::forward(g, layout.rows_join)];
+                Self::correlations(kernel, pass, correlations, limit, threads)
+            }
+            Pass::InputGradient => {
+                let correlations = Correlation::input_gradient(g, layout.rows_join);
+                Self::correlations(kernel, pass, correlations, limit, threads)
+            }
+        }
+    }
+
+    fn correlations<T: Element>(
+        kernel: &Kernel<T>,
+        pass: Pass,
+        correlations: Vec<Correlation>,
+        limit: usize,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let size = TileSize {
+            lanes: kernel.lanes,
+            vectors: kernel.columns() / kernel.lanes,
+            channels: kernel.channels,
+            bytes: size_of::<T>(),
+        };
+        // The list of jobs, while it is made from the list of correlations.
+        let shared = correlations.len() * (size_of::<Job>() + size_of::<Correlation>());
+        let taps = correlations.iter().map(engine::taps_bytes).max().unwrap_or(0);
+        let bound = (WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared);
+        let each = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
+        let mut jobs = Vec::with_capacity(correlations.len());
+        for c in &correlations {
+            let Some(strips) = Strips::new(c, size, threads, each) else {
+                let smallest = |c| Strips::smallest(c, size) * size_of::<T>();
+                let smallest = correlations.iter().map(smallest).max().unwrap_or(0);
+                return Err(Error::WorkspaceLimit {
+                    pass,
+                    minimum: shared + taps + smallest,
+                    limit,
+                });
+            };
+            jobs.push((*c, strips));
+        }
+        let worker = engine::worker_bytes::<T>(&jobs);
+        let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
+        let affordable = (limit.saturating_sub(shared) / worker).max(1);
+        let threads = threads.min(tasks).min(affordable);
+        let method = Method::Correlations(jobs);
+        Ok(Self { method, threads, workspace_bytes: shared + threads * worker })
+    }
+
+    fn blocks<T: Element>(
+        kernel: &Kernel<T>,
+        c: Correlation,
+        limit: usize,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        if c.channels == 0 || c.outputs == 0 || c.batch == 0 {
+            return Ok(Self { method: Method::Zeros, threads: 1, workspace_bytes: 0 });
+        }
+        let plan = size_of::<(Correlation, Blocks)>();
+        let each = limit.saturating_sub(plan).min(WORKSPACE_PER_THREAD - RESERVED);
+        let Some(blocks) = Blocks::new(&c, kernel, each) else {
+            let minimum = plan + Blocks::smallest::<T>(&c, kernel.lanes);
+            return Err(Error::WorkspaceLimit { pass: Pass::WeightGradient, minimum, limit });
+        };
+        let (worker, shared) = (blocks.worker_bytes::<T>(), plan + blocks.shared_bytes(&c));
+        let affordable = (limit.saturating_sub(shared) / worker).max(1);
+        let threads = threads.min(blocks.tasks(&c)).min(affordable);
+        let workspace_bytes = shared + threads * worker;
+        Ok(Self { method: Method::Blocks(Box::new((c, blocks))), threads, workspace_bytes })
+    }
+
+    /// The pieces as a reader of the plan sees them.
+    pub fn pieces(&self) -> Vec<Piece> {
+        match &self.method {
+            Method::Correlations(jobs) => jobs.iter().map(|(c, s)| s.piece(c)).collect(),
+            Method::Blocks(plan) => vec![plan.1.piece(&plan.0)],
+            Method::Planes | Method::Zeros => Vec::new(),
+        }
+    }
 }
 
 /// The strides of row-major data of `shape`.
@@ -67,13 +186,7 @@ fn row_major([_, c, h, w]: [usize; 4]) -> [usize; 4] {
     [c * h * w, h * w, w, 1]
 }
 
-/// The rows of each plane follow each other without a gap.
-fn rows_join<T>(view: &View<T>) -> bool {
-    let (shape, strides) = (view.shape(), view.strides());
-    strides[2] == shape[3] as isize * strides[3]
-}
-
-/// See [`crate::forward`].
+/// See [`crate::forward`]; the views and the bias have the shapes of the geometry.
 pub(crate) fn forward<T: Element>(
     kernel: &Kernel<T>,
     g: &Geometry,
@@ -82,39 +195,16 @@ pub(crate) fn forward<T: Element>(
     weight: &View<T>,
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Error> {
-    let shape = g.output_shape();
-    let correlation = Correlation::forward(g, rows_join(x));
-    let plan = plan(kernel, Pass::Forward, [correlation].into_iter(), settings)?;
-    let mut y = Fresh::new(shape.iter().product());
+    let work = Work::new(kernel, g, Pass::Forward, settings, Layout::of(x))?;
     let [output, channel, row, column] = weight.strides();
-    let operands = Operands {
-        x: x.as_ptr(),
-        x_strides: x.strides(),
-        weight: weight.as_ptr(),
-        weight_strides: [
-            (g.channels_out / g.groups) as isize * output,
-            output,
-            channel,
-            row,
-            column,
-        ],
-        bias: bias.map_or(std::ptr::null(), <[T]>::as_ptr),
-        y: y.as_mut_ptr(),
-        y_strides: row_major(shape),
-    };
-    // SAFETY: the views and the bias have the shapes of the geometry, from which the correlation
-    // is derived; it computes every output position once.
-    unsafe {
-        if depthwise::applies(g) && x.strides()[3] == 1 {
-            depthwise::run(kernel, g, false, &operands, rayon::current_num_threads());
-            return Ok(y.finish());
-        }
-        engine::run(kernel, &plan.jobs, &operands, plan.threads);
-        Ok(y.finish())
-    }
+    let group = (g.channels_out / g.groups) as isize * output;
+    let bias = bias.map_or(std::ptr::null(), <[T]>::as_ptr);
+    let strides = [group, output, channel, row, column];
+    // SAFETY: the caller vouches for the shapes, from which the work is derived.
+    Ok(unsafe { correlate(kernel, g, false, &work, x, weight, strides, bias) })
 }
 
-/// See [`crate::input_gradient`].
+/// See [`crate::input_gradient`]; the views have the shapes of the geometry.
 pub(crate) fn input_gradient<T: Element>(
     kernel: &Kernel<T>,
     g: &Geometry,
@@ -122,39 +212,55 @@ pub(crate) fn input_gradient<T: Element>(
     dy: &View<T>,
     weight: &View<T>,
 ) -> Result<Vec<T>, Error> {
-    let shape = g.input_shape();
-    let correlations = Correlation::input_gradient(g, rows_join(dy));
-    let plan = plan(kernel, Pass::InputGradient, correlations, settings)?;
-    let mut dx = Fresh::new(shape.iter().product());
+    let work = Work::new(kernel, g, Pass::InputGradient, settings, Layout::of(dy))?;
     let [output, channel, row, column] = weight.strides();
+    let group = (g.channels_out / g.groups) as isize * output;
+    let strides = [group, channel, output, row, column];
+    // SAFETY: the caller vouches for the shapes, from which the work is derived.
+    Ok(unsafe { correlate(kernel, g, true, &work, dy, weight, strides, std::ptr::null()) })
+}
+
+/// Runs the correlations of the forward pass or, with `gradient`, of the input gradient.
+///
+/// # Safety
+///
+/// `work` is that pass's for `g` and for tensors that lie like `x`; `x` and `weight` have the shapes
+/// of `g`, and a bias that is not null a value for every output channel.
+#[expect(clippy::too_many_arguments, reason = "the tensors of one call, in one place")]
+unsafe fn correlate<T: Element>(
+    kernel: &Kernel<T>,
+    g: &Geometry,
+    gradient: bool,
+    work: &Work,
+    x: &View<T>,
+    weight: &View<T>,
+    weight_strides: [isize; 5],
+    bias: *const T,
+) -> Vec<T> {
+    let shape = if gradient { g.input_shape() } else { g.output_shape() };
+    let mut y = Fresh::new(shape.iter().product());
     let operands = Operands {
-        x: dy.as_ptr(),
-        x_strides: dy.strides(),
+        x: x.as_ptr(),
+        x_strides: x.strides(),
         weight: weight.as_ptr(),
-        weight_strides: [
-            (g.channels_out / g.groups) as isize * output,
-            channel,
-            output,
-            row,
-            column,
-        ],
-        bias: std::ptr::null(),
-        y: dx.as_mut_ptr(),
+        weight_strides,
+        bias,
+        y: y.as_mut_ptr(),
         y_strides: row_major(shape),
     };
-    // SAFETY: the views have the shapes of the geometry, from which the correlations are derived;
-    // together they compute every input position once.
+    // SAFETY: the caller vouches for the tensors; the correlations of a pass, or its planes,
+    // together write every position once.
     unsafe {
-        if depthwise::applies(g) && dy.strides()[3] == 1 {
-            depthwise::run(kernel, g, true, &operands, rayon::current_num_threads());
-            return Ok(dx.finish());
+        match &work.method {
+            Method::Correlations(jobs) => engine::run(kernel, jobs, &operands, work.threads),
+            _ => depthwise::run(kernel, g, gradient, &operands, work.threads),
         }
-        engine::run(kernel, &plan.jobs, &operands, plan.threads);
-        Ok(dx.finish())
+        y.finish()
     }
 }
 
-/// See [`crate::weight_gradient`] and [`crate::weight_bias_gradient`].
+/// See [`crate::weight_gradient`] and [`crate::weight_bias_gradient`]; the views have the shapes of
+/// the geometry.
 pub(crate) fn weight_gradient<T: Element>(
     kernel: &Kernel<T>,
     g: &Geometry,
@@ -163,21 +269,9 @@ pub(crate) fn weight_gradient<T: Element>(
     dy: &View<T>,
     bias: bool,
 ) -> Result<(Vec<T>, Option<Vec<T>>), Error> {
+    let layout = Layout::of(x).and(Layout::of(dy));
+    let work = Work::new(kernel, g, Pass::WeightGradient, settings, layout)?;
     let len = g.weight_shape().iter().product();
-    let c = Correlation::forward(g, rows_join(x) && rows_join(dy));
-    if len == 0 || c.batch == 0 {
-        return Ok((vec![T::ZERO; len], bias.then(|| bias_gradient(g, dy))));
-    }
-    let pass = Pass::WeightGradient;
-    let limit = settings.workspace_limit.unwrap_or(usize::MAX);
-    let threads = rayon::current_num_threads();
-    let each = limit.min(WORKSPACE_PER_THREAD - RESERVED);
-    let Some(blocks) = Blocks::new(&c, kernel, each) else {
-        let minimum = Blocks::smallest::<T>(&c, kernel.lanes);
-        return Err(Error::WorkspaceLimit { pass, minimum, limit });
-    };
-    let worker = blocks.worker_bytes::<T>();
-    let threads = threads.min(blocks.blocks(&c) * blocks.parts).min(limit / worker);
     let mut dw = Fresh::new(len);
     let mut db = Fresh::new(if bias { g.channels_out } else { 0 });
     let operands = weight_gradient::Operands {
@@ -188,19 +282,67 @@ pub(crate) fn weight_gradient<T: Element>(
         dw: dw.as_mut_ptr(),
         db: if bias { db.as_mut_ptr() } else { std::ptr::null_mut() },
     };
-    // SAFETY: the views have the shapes of the geometry, from which the correlation is derived;
-    // part 0 of each block writes its share of both results.
+    // SAFETY: the views have the shapes of the geometry, from which the work is derived; blocks or
+    // planes together write both results.
     unsafe {
-        if depthwise::applies(g) && x.strides()[3] == 1 && dy.strides()[3] == 1 {
-            depthwise::weight_gradient(kernel, g, &operands, rayon::current_num_threads());
-            return Ok((dw.finish(), bias.then(|| db.finish())));
+        match &work.method {
+            Method::Zeros => {
+                let db = bias.then(|| bias_gradient(kernel, g, dy));
+                return Ok((vec![T::ZERO; len], db));
+            }
+            Method::Blocks(plan) => {
+                weight_gradient::run(kernel, &plan.0, &plan.1, &operands, work.threads);
+            }
+            _ => depthwise::weight_gradient(kernel, g, &operands, work.threads),
         }
-        weight_gradient::run(kernel, &c, &blocks, &operands, threads);
         Ok((dw.finish(), bias.then(|| db.finish())))
     }
 }
 
-/// See [`crate::bias_gradient`].
-pub(crate) fn bias_gradient<T: Element>(g: &Geometry, dy: &View<T>) -> Vec<T> {
-    crate::reference::bias_gradient(g, dy)
+/// See [`crate::bias_gradient`]; the view has the shape of the geometry's output.
+pub(crate) fn bias_gradient<T: Element>(kernel: &Kernel<T>, g: &Geometry, dy: &View<T>) -> Vec<T> {
+    let mut db = Fresh::new(g.channels_out);
+    // SAFETY: the view is checked, and every channel is written.
+    unsafe {
+        bias_gradient::run(kernel, dy, db.as_mut_ptr(), rayon::current_num_threads());
+        db.finish()
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::reference;
+    use crate::testing::{Layout as Lying, Strided, problems};
+
+    /// Every kernel this CPU has, the portable one included, on the whole suite: the public
+    /// functions only ever run the fastest.
+    #[test]
+    fn every_kernel_gives_the_reference() {
+        fn check<T: Element + From<i8>>() {
+            for kernel in Kernel::<T>::available() {
+                for problem in problems() {
+                    let g = problem.geometry();
+                    let of = |values: Vec<T>, shape| {
+                        Strided::new(&values, shape, Lying::Contiguous, T::ZERO)
+                    };
+                    let x = of(problem.x(), problem.input);
+                    let weight = of(problem.weights(), problem.weight);
+                    let dy = of(problem.dy(), g.output_shape());
+                    let (x, weight, dy) = (x.view(), weight.view(), dy.view());
+                    let settings = Settings::default();
+                    let at = format!("{}: {problem:?}", kernel.name);
+                    let y = forward(kernel, &g, &settings, &x, &weight, None).unwrap();
+                    assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
+                    let dx = input_gradient(kernel, &g, &settings, &dy, &weight).unwrap();
+                    assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
+                    let (dw, db) = weight_gradient(kernel, &g, &settings, &x, &dy, true).unwrap();
+                    assert_eq!(dw, reference::weight_gradient(&g, &x, &dy), "{at}");
+                    assert_eq!(db.unwrap(), reference::bias_gradient(&g, &dy), "{at}");
+                }
+            }
+        }
+        check::<f32>();
+        check::<f64>();
+    }
 }

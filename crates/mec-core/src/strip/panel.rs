@@ -136,7 +136,13 @@ impl Strip {
 
     /// Where the columns of output row `row` of each band lie in the output; those whose band has
     /// no such row are left out, and runs that follow each other are joined.
-    pub fn out_runs(&self, c: &Correlation, row: usize, strides: &[usize; 4], out: &mut List<OutRun>) {
+    pub fn out_runs(
+        &self,
+        c: &Correlation,
+        row: usize,
+        strides: &[usize; 4],
+        out: &mut List<OutRun>,
+    ) {
         let [image, _, line, column] = *strides;
         out.len = 0;
         for run in self.runs() {

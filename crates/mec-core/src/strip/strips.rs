@@ -10,6 +10,7 @@
 //! the byte limit alone, never on the number of threads.
 
 use super::correlation::{Correlation, Lowering};
+use crate::plan::Piece;
 use std::ops::Range;
 
 /// Sizes of the kernel that a plan is made for.
@@ -211,6 +212,22 @@ impl Strips {
     /// Elements of workspace for each thread.
     pub fn workspace_len(&self) -> usize {
         self.panel_len + self.weights_len
+    }
+
+    /// What a reader of the plan sees of it.
+    pub fn piece(&self, c: &Correlation) -> Piece {
+        Piece {
+            row_phase: c.height.out_base,
+            column_phase: c.width.out_base,
+            column_phases: c.phases().len(),
+            output: [c.height.output, c.width.output],
+            bands: self.columns.bands,
+            strips: self.columns.strips,
+            panel_rows: self.rows,
+            panel_channels: self.channels,
+            planes: self.columns.lowering.planes,
+            tasks: self.tasks(c.groups),
+        }
     }
 
     /// Independent pieces of work.

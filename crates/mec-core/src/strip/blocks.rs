@@ -1,0 +1,194 @@
+//! How a weight gradient is cut into blocks of the result, strips and panels: plain data.
+
+use super::correlation::Correlation;
+use super::strips::Columns;
+use crate::kernel::{Kernel, MAX_COLUMNS, Stretch, Vector};
+use crate::plan::Piece;
+
+/// The plan of a weight gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    /// The columns of each strip.
+    pub columns: Columns,
+    /// Output rows a panel serves.
+    pub rows: usize,
+    /// Input channels of a block.
+    pub channels: usize,
+    /// Output channels of a block: whole registers.
+    pub outputs: usize,
+    /// Parts the strips are divided into.
+    pub parts: usize,
+    /// Elements of a panel.
+    pub panel_len: usize,
+    /// Elements of a panel row of ones, for the bias.
+    pub ones_len: usize,
+    /// Elements of the transposed piece of `dy`.
+    pub dy_len: usize,
+    /// Elements of the sums.
+    pub sums_len: usize,
+    /// Stretches of columns in a panel.
+    pub stretches: usize,
+}
+
+/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
+/// the number of threads.
+const TASKS_WANTED: usize = 16;
+
+/// Positions a part should sum over: adding a part to the result costs about as much as 20.
+const POSITIONS_WANTED: usize = 512;
+
+/// Channels of a block below which transposing `dy` for each block shows.
+const CHANNELS_WANTED: usize = 32;
+
+/// Positions of a panel from which loading and storing the sums no longer shows.
+const PANEL_POSITIONS: usize = 512;
+
+impl Blocks {
+    /// Plans the weight gradient of forward correlation `c` for at most `limit` bytes in each
+    /// thread; `None` if even the smallest blocks do not fit.
+    pub fn new<T: Vector>(c: &Correlation, kernel: &Kernel<T>, limit: usize) -> Option<Self> {
+        let elements = limit / size_of::<T>();
+        let lanes = kernel.lanes;
+        let most_outputs = c.outputs.next_multiple_of(lanes).min(2 * kernel.outer_vectors * lanes);
+        // From the sizes that are wanted down to the smallest: one column, one register, one channel.
+        let mut width = MAX_COLUMNS;
+        let mut outputs = most_outputs;
+        loop {
+            let sums = (elements * 3 / 8).max(elements.min((c.taps() + 1) * outputs));
+            let channels = (sums / outputs).saturating_sub(1) / c.taps();
+            if let Some(plan) = (channels > 0)
+                .then(|| Self::with::<T>(c, limit, width, outputs, channels))
+                .flatten()
+            {
+                return Some(plan);
+            }
+            if width > 1 {
+                width = width.div_ceil(2);
+            } else if outputs > lanes {
+                outputs = (outputs / 2).next_multiple_of(lanes);
+            } else {
+                return Self::with::<T>(c, limit, 1, lanes, 1);
+            }
+        }
+    }
+
+    /// Bytes of the smallest blocks that work for `c`, for each thread.
+    pub fn smallest<T>(c: &Correlation, lanes: usize) -> usize {
+        Self::lens(c, 1, 1, 1, lanes).iter().sum::<usize>() * size_of::<T>()
+            + Self::stretches(c, 1, 1) * size_of::<Stretch>()
+    }
+
+    /// Most stretches of columns that `rows` rows of a strip of `width` lanes have.
+    fn stretches(c: &Correlation, width: usize, rows: usize) -> usize {
+        let pitch = c.width.output + c.lowering(false).halo;
+        rows * width.min(width / pitch + 2)
+    }
+
+    /// Elements of panel, ones, `dy` and sums.
+    fn lens(
+        c: &Correlation,
+        width: usize,
+        rows: usize,
+        channels: usize,
+        outputs: usize,
+    ) -> [usize; 4] {
+        let lowering = c.lowering(false);
+        // Any alignment serves a broadcast.
+        let line = lowering.planes * lowering.plane_len(width, 1);
+        let channel = c.height.panel_rows(rows) * line;
+        [channels * channel, channel, rows * width * outputs, (channels * c.taps() + 1) * outputs]
+    }
+
+    fn with<T>(
+        c: &Correlation,
+        limit: usize,
+        width: usize,
+        outputs: usize,
+        most_channels: usize,
+    ) -> Option<Self> {
+        let output_blocks = c.groups * c.outputs.div_ceil(outputs);
+        let mut channel_blocks = c.channels.div_ceil(most_channels).max(1);
+        let columns = Columns::new(c, c.lowering(false), Self::bands(c), 1, width);
+        let positions = c.batch * c.height.output * c.width.output;
+        let parts_of = |blocks: usize| {
+            let most = (positions / POSITIONS_WANTED).min(columns.strips).max(1);
+            TASKS_WANTED.div_ceil(blocks).min(most)
+        };
+        while output_blocks * channel_blocks * parts_of(output_blocks * channel_blocks)
+            < TASKS_WANTED / 2
+            && c.channels.div_ceil(channel_blocks * 2) >= CHANNELS_WANTED
+        {
+            channel_blocks *= 2;
+        }
+        let channels = c.channels.div_ceil(channel_blocks).max(1);
+        let width = columns.widest();
+        let most_rows = columns.band_rows.min(PANEL_POSITIONS.div_ceil(width.max(1)));
+        (1..=most_rows).rev().find_map(|rows| {
+            let lens = Self::lens(c, width, rows, channels, outputs);
+            let [panel_len, ones_len, dy_len, sums_len] = lens;
+            let stretches = Self::stretches(c, width, rows);
+            let plan = Self {
+                columns,
+                rows,
+                channels,
+                outputs,
+                parts: parts_of(output_blocks * channel_blocks),
+                panel_len,
+                ones_len,
+                dy_len,
+                sums_len,
+                stretches,
+            };
+            (plan.worker_bytes::<T>() <= limit).then_some(plan)
+        })
+    }
+
+    /// Bands that make rows of columns long enough for the micro-kernel's innermost loop. They
+    /// divide the image exactly: a row that does not exist must not be multiplied, even by zero.
+    fn bands(c: &Correlation) -> usize {
+        let out_h = c.height.output;
+        let enough = |bands: &usize| c.batch * c.width.output * bands >= MAX_COLUMNS * 2 / 3;
+        (1..=out_h).filter(|b| out_h.is_multiple_of(*b)).find(enough).unwrap_or(out_h.max(1))
+    }
+
+    /// Elements of workspace for each thread.
+    pub fn workspace_len(&self) -> usize {
+        self.panel_len + self.ones_len + self.dy_len + self.sums_len
+    }
+
+    /// Bytes that [`run`] takes for each thread.
+    pub fn worker_bytes<T>(&self) -> usize {
+        self.workspace_len() * size_of::<T>() + self.stretches * size_of::<Stretch>()
+    }
+
+    /// Blocks of the result.
+    pub fn blocks(&self, c: &Correlation) -> usize {
+        c.groups * c.channels.div_ceil(self.channels) * c.outputs.div_ceil(self.outputs)
+    }
+
+    /// Independent tasks.
+    pub fn tasks(&self, c: &Correlation) -> usize {
+        self.blocks(c) * self.parts
+    }
+
+    /// Bytes of the list of parts that are done: none where blocks have a single part.
+    pub fn shared_bytes(&self, c: &Correlation) -> usize {
+        if self.parts > 1 { self.blocks(c) * size_of::<usize>() } else { 0 }
+    }
+
+    /// What a reader of the plan sees of it.
+    pub fn piece(&self, c: &Correlation) -> Piece {
+        Piece {
+            row_phase: 0,
+            column_phase: 0,
+            column_phases: 1,
+            output: [c.height.output, c.width.output],
+            bands: self.columns.bands,
+            strips: self.columns.strips,
+            panel_rows: self.rows,
+            panel_channels: self.channels,
+            planes: self.columns.lowering.planes,
+            tasks: self.tasks(c),
+        }
+    }
+}
