@@ -8,8 +8,8 @@ use std::hint::black_box;
 use mec_core::catalogue::{Layer, layers};
 use mec_core::paper::{self, Solution};
 use mec_core::{
-    Element, Error, Footprint, Geometry, Pass, Plan, Settings, View, WORKSPACE_PER_THREAD, forward,
-    im2col, input_gradient, weight_bias_gradient, weight_gradient,
+    Element, Error, Footprint, Geometry, Pass, Plan, Settings, View, WORKSPACE_PER_THREAD,
+    bias_gradient, forward, im2col, input_gradient, weight_bias_gradient,
 };
 use mec_profile::{PeakAlloc, measure};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -65,15 +65,14 @@ impl<T: Element + From<f32>> Tensors<T> {
                 beside(self.dy.len(), || forward(g, settings, x, weight, Some(&self.bias)))
             }
             Pass::InputGradient => beside(self.x.len(), || input_gradient(g, settings, dy, weight)),
+            // With the bias gradient, which takes no less than the weight gradient by itself.
             Pass::WeightGradient => {
-                beside(self.weight.len(), || weight_gradient(g, settings, x, dy))
-            }
-            Pass::BiasGradient => {
                 let (result, memory) = measure(|| weight_bias_gradient(g, settings, x, dy));
                 let (dw, db) = result?;
                 assert_eq!((dw.len(), db.len()), (self.weight.len(), self.bias.len()));
                 Ok(memory.peak - (dw.len() + db.len()) * size_of::<T>())
             }
+            Pass::BiasGradient => beside(self.bias.len(), || bias_gradient(g, dy)),
         }
     }
 }
