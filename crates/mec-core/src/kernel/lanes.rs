@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 const MAX_REGISTERS: usize = 4;
 
 /// A run of columns to pack: the same lanes of every channel's vector in a panel.
-pub(crate) struct Pack<T> {
+pub struct Pack<T> {
     /// The first element that is read, of the first channel.
     pub from: *const T,
     /// Elements from a channel to the next, in the tensor.

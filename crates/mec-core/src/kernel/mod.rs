@@ -9,6 +9,8 @@
     reason = "register tiles: the same constant indexes several arrays"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod deinterleave;
 mod lanes;
 mod outer;
 mod rows;
@@ -64,18 +66,45 @@ impl<T: Vector> Kernel<T> {
         #[cfg(target_arch = "x86_64")]
         {
             if pulp::x86::V4::try_new().is_some() {
-                kernels.push(const { &Self::new::<simd::Avx512, 8, 4>("AVX-512", 4, T::AVX512) });
+                kernels.push(const { &Self::new::<simd::Avx512, 8, 4>("AVX-512", 4, T::AVX512.0, T::AVX512.1) });
             }
             if pulp::x86::V3::try_new().is_some() {
                 // 16 registers: 12 accumulators, 3 columns, 1 weight.
-                kernels.push(const { &Self::new::<simd::Avx2, 4, 2>("AVX2", 2, transpose::plain) });
+                kernels.push(
+                    const {
+                        &Self::new::<simd::Avx2, 4, 2>(
+                            "AVX2",
+                            2,
+                            transpose::plain,
+                            lanes::pack::<T, simd::Avx2>,
+                        )
+                    },
+                );
             }
         }
         #[cfg(target_arch = "aarch64")]
         if pulp::aarch64::Neon::try_new().is_some() {
-            kernels.push(const { &Self::new::<simd::Neon, 8, 4>("NEON", 4, transpose::plain) });
+            kernels.push(
+                const {
+                    &Self::new::<simd::Neon, 8, 4>(
+                        "NEON",
+                        4,
+                        transpose::plain,
+                        lanes::pack::<T, simd::Neon>,
+                    )
+                },
+            );
         }
-        kernels.push(const { &Self::new::<simd::Portable, 4, 2>("portable", 2, transpose::plain) });
+        kernels.push(
+            const {
+                &Self::new::<simd::Portable, 4, 2>(
+                    "portable",
+                    2,
+                    transpose::plain,
+                    lanes::pack::<T, simd::Portable>,
+                )
+            },
+        );
         kernels
     }
 
@@ -88,6 +117,7 @@ impl<T: Vector> Kernel<T> {
         name: &'static str,
         outer_vectors: usize,
         transpose: unsafe fn(&Transpose<T>),
+        pack: unsafe fn(&Pack<T>),
     ) -> Self {
         Self {
             name,
@@ -110,7 +140,7 @@ impl<T: Vector> Kernel<T> {
             row_sums: rows::row_sums::<T, I>,
             plane_sum: rows::plane_sum::<T, I>,
             transpose,
-            pack: lanes::pack::<T, I>,
+            pack,
             scatter: lanes::scatter::<T, I>,
         }
     }

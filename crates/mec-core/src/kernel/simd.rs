@@ -1,5 +1,8 @@
 //! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
 
+#[cfg(target_arch = "x86_64")]
+use super::deinterleave;
+use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
 use pulp::{MemMask, Simd};
 use std::ops::Add;
@@ -88,10 +91,10 @@ pub trait Vector: Copy + Add<Output = Self> {
     /// As many elements as a register holds.
     type Of<S: Simd>: Copy;
 
-    /// The transpose that AVX-512 runs.
+    /// What AVX-512 does with instructions that `pulp` does not name: transposing and packing.
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
-    const AVX512: unsafe fn(&Transpose<Self>);
+    const AVX512: (unsafe fn(&Transpose<Self>), unsafe fn(&Pack<Self>));
 
     /// Elements in a register.
     fn lanes<S: Simd>() -> usize {
@@ -162,7 +165,8 @@ impl Vector for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: unsafe fn(&Transpose<f32>) = transpose::avx512;
+    const AVX512: (unsafe fn(&Transpose<f32>), unsafe fn(&Pack<f32>)) =
+        (transpose::avx512, deinterleave::avx512);
     type Of<S: Simd> = S::f32s;
 
     #[inline(always)]
@@ -211,7 +215,8 @@ impl Vector for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: unsafe fn(&Transpose<f64>) = transpose::plain;
+    const AVX512: (unsafe fn(&Transpose<f64>), unsafe fn(&Pack<f64>)) =
+        (transpose::plain, lanes::pack::<f64, Avx512>);
     type Of<S: Simd> = S::f64s;
 
     #[inline(always)]
