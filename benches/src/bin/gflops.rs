@@ -1,0 +1,74 @@
+//! How near each layer comes to the FMA peak, by processor time: for work on the kernels, on a
+//! machine that does other things too.
+//!
+//! ```sh
+//! cargo run --release -p benches --bin gflops -- 1 fwd cv9b32 cv10
+//! ```
+//!
+//! The arguments are the threads, the pass (`fwd`, `bwdx`, `bwdw`) and the layers (all, if none).
+
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use benches::clock::timed;
+use benches::{Pass, Problem, geometric_mean, median, roofline, select};
+
+/// Calls for each layer: at least the first, then until the time or the second is reached.
+const CALLS: (usize, usize) = (5, 200);
+const TIME: Duration = Duration::from_millis(400);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gflops: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let mut args = std::env::args().skip(1);
+    let usage = "the arguments are THREADS PASS [LAYER...]";
+    let threads = args.next().and_then(|n| n.parse().ok()).ok_or(usage)?;
+    let pass: Pass = args.next().ok_or(usage)?.parse()?;
+    let wanted: Vec<String> = args.collect();
+    let cases = select(&wanted)?;
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| error.to_string())?;
+
+    let mut shares = Vec::new();
+    println!("layer    CPU ms/call   wall ms  GFLOP/s a thread    % of peak");
+    for (layer, batch) in cases {
+        let problem = Problem::new(layer.geometry(batch));
+        let (mut peaks, mut calls) = (Vec::new(), Vec::new());
+        let begin = Instant::now();
+        while calls.len() < CALLS.0 || begin.elapsed() < TIME && calls.len() < CALLS.1 {
+            peaks.push(roofline::fma_peak_of_a_thread());
+            let (result, took) = timed(|| problem.run(pass));
+            black_box(result.map_err(|error| error.to_string())?);
+            calls.push(took);
+        }
+        let seconds = |times: &mut dyn Iterator<Item = Duration>| {
+            median(times.map(|time| time.as_secs_f64())).expect("at least one call")
+        };
+        let cpu = seconds(&mut calls.iter().map(|took| took.cpu));
+        let wall = seconds(&mut calls.iter().map(|took| took.wall));
+        let rate = problem.geometry.flops() as f64 / cpu / 1e9;
+        let peak = median(peaks).expect("at least one call");
+        println!(
+            "{:8} {:11.3} {:9.3} {rate:17.1} {:6.1} of {peak:.0}",
+            format!("{}b{batch}", layer.name),
+            cpu * 1e3,
+            wall * 1e3,
+            100.0 * rate / peak,
+        );
+        shares.push(rate / peak);
+    }
+    let mean = geometric_mean(shares).expect("at least one layer");
+    println!("geometric mean {:.1} %", 100.0 * mean);
+    Ok(())
+}
