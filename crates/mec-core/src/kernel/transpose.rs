@@ -51,38 +51,61 @@ pub(crate) unsafe fn plain<T: Vector>(t: &Transpose<T>) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn avx512(t: &Transpose<f32>) {
-    use std::arch::x86_64::*;
     if t.from_column != 1 {
         // SAFETY: the same contract.
         return unsafe { plain(t) };
     }
-    let mask = |count: usize| -> __mmask16 { ((1u32 << count.min(16)) - 1) as __mmask16 };
-    for i in (0..t.rows).step_by(16) {
-        let rows = (t.rows - i).min(16);
-        for j in (0..t.columns).step_by(16) {
-            let columns = (t.columns - j).min(16);
-            let mut block = [_mm512_setzero_ps(); 16];
-            for (r, row) in block.iter_mut().enumerate() {
-                if r < rows {
-                    let from = t.from.wrapping_offset((i + r) as isize * t.from_row + j as isize);
-                    // SAFETY: the mask covers the columns the caller vouches for.
-                    *row = unsafe { _mm512_maskz_loadu_ps(mask(columns), from) };
+    // Along the side whose rows lie further apart, so that each of them is met in order.
+    // SAFETY: blocks lie inside the matrix.
+    unsafe {
+        if t.to_row > t.from_row.unsigned_abs() {
+            for j in (0..t.columns).step_by(16) {
+                for i in (0..t.rows).step_by(16) {
+                    block(t, i, j);
                 }
             }
-            let block = transposed(block);
-            for (c, column) in block.into_iter().enumerate() {
-                if c < columns {
-                    let to = t.to.wrapping_add((j + c) * t.to_row + i);
-                    // SAFETY: the mask covers the rows the caller vouches for.
-                    unsafe {
-                        let column = if t.onto {
-                            _mm512_add_ps(column, _mm512_maskz_loadu_ps(mask(rows), to))
-                        } else {
-                            column
-                        };
-                        _mm512_mask_storeu_ps(to, mask(rows), column);
-                    }
+        } else {
+            for i in (0..t.rows).step_by(16) {
+                for j in (0..t.columns).step_by(16) {
+                    block(t, i, j);
                 }
+            }
+        }
+    }
+}
+
+/// One block, from row `i` and column `j` on.
+///
+/// # Safety
+///
+/// As [`avx512`]; row and column lie inside the matrix.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn block(t: &Transpose<f32>, i: usize, j: usize) {
+    use std::arch::x86_64::*;
+    let mask = |count: usize| -> __mmask16 { ((1u32 << count) - 1) as __mmask16 };
+    let (rows, columns) = ((t.rows - i).min(16), (t.columns - j).min(16));
+    let mut block = [_mm512_setzero_ps(); 16];
+    for (r, row) in block.iter_mut().enumerate() {
+        if r < rows {
+            let from = t.from.wrapping_offset((i + r) as isize * t.from_row + j as isize);
+            // SAFETY: the mask covers the columns the caller vouches for.
+            *row = unsafe { _mm512_maskz_loadu_ps(mask(columns), from) };
+        }
+    }
+    let block = transposed(block);
+    for (c, column) in block.into_iter().enumerate() {
+        if c < columns {
+            let to = t.to.wrapping_add((j + c) * t.to_row + i);
+            // SAFETY: the mask covers the rows the caller vouches for.
+            unsafe {
+                let column = if t.onto {
+                    _mm512_add_ps(column, _mm512_maskz_loadu_ps(mask(rows), to))
+                } else {
+                    column
+                };
+                _mm512_mask_storeu_ps(to, mask(rows), column);
             }
         }
     }
