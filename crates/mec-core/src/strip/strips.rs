@@ -181,7 +181,10 @@ impl Strips {
             let columns = Columns::new(c, *lowering, bands, size.lanes, vectors);
             let strips = columns.strips.max(1);
             let registers = columns.bundles as f64 / strips as f64;
-            let sum = registers * (columns.band_rows * steps * tiles * size.channels) as f64;
+            // A step takes half a cycle for each multiply-add, or for each load where they are more.
+            let step =
+                (registers * size.channels as f64).max(registers + size.channels as f64 + 2.0);
+            let sum = step * (columns.band_rows * steps * tiles) as f64;
             // A register of a panel takes about 1.5 cycles and one more for each run of columns.
             let runs = size.lanes as f64 / c.width.output.max(1) as f64 + 1.0;
             let panel = c.height.panel_rows(columns.band_rows) * lowering.planes * c.channels;
