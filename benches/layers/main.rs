@@ -10,8 +10,6 @@ mod report;
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,7 +22,7 @@ use mec_profile::{PeakAlloc, measure};
 
 use contenders::{Contender, NAMES, contender};
 use machine::Machine;
-use report::{Line, Measured, table};
+use report::{Line, Measured, Record, table};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc;
@@ -74,25 +72,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     pool.build_global()?;
 
-    let mut record = match &options.json {
-        Some(path) => Some(File::options().append(true).create(true).open(path)?),
-        None => None,
-    };
-    let mut write = |line: Line| -> Result<(), Box<dyn Error>> {
-        if let Some(file) = &mut record {
-            writeln!(file, "{}", serde_json::to_string(&line)?)?;
-        }
-        Ok(())
-    };
+    let mut record = Record::open(options.json.as_deref())?;
     let machine = Machine::here();
     println!("{machine:#?}\n");
-    write(Line::Machine(&machine))?;
+    record.add(Line::Machine(&machine))?;
 
     let mut bench = Bench {
         options: &options,
         copies: Copies::new(256 << 20),
         rates: HashMap::new(),
         measured: Vec::new(),
+        record,
     };
     for (layer, batch) in &cases {
         let problem = Rc::new(Problem::new(layer.geometry(*batch)));
@@ -103,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .collect();
         for &pass in &options.passes {
             eprintln!("{} b{batch} {pass}", layer.name);
-            bench.measure(&layer.name, &problem, pass, &entrants, &mut write)?;
+            bench.measure(&layer.name, &problem, pass, &entrants)?;
         }
     }
     let measured = bench.measured;
@@ -120,6 +110,7 @@ struct Bench<'a> {
     /// Operations a second that each contender last did of each pass.
     rates: HashMap<(String, Pass), f64>,
     measured: Vec<Measured>,
+    record: Record,
 }
 
 /// A contender under way on one layer and pass.
@@ -143,7 +134,6 @@ impl Bench<'_> {
         problem: &Problem,
         pass: Pass,
         entrants: &[(&str, Box<dyn Contender>)],
-        write: &mut dyn FnMut(Line) -> Result<(), Box<dyn Error>>,
     ) -> Result<(), Box<dyn Error>> {
         let geometry = &problem.geometry;
         let flops = geometry.flops() as f64;
@@ -156,7 +146,7 @@ impl Bench<'_> {
             let key = (name.to_string(), pass);
             let predicted = self.rates.get(&key).map_or(0.0, |rate| flops / rate);
             if predicted > self.options.longest {
-                write(Line::Skipped {
+                self.record.add(Line::Skipped {
                     contender: name,
                     layer,
                     batch: geometry.batch,
@@ -235,7 +225,7 @@ impl Bench<'_> {
                 difference: run.difference,
                 waiting: run.waited.as_secs_f64() / run.time.as_secs_f64(),
             };
-            write(Line::Measured(&measured))?;
+            self.record.add(Line::Measured(&measured))?;
             self.measured.push(measured);
         }
         Ok(())

@@ -1,11 +1,32 @@
 //! What was measured, as lines of JSON and as tables.
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
 use benches::{Pass, geometric_mean};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::machine::Machine;
+
+/// A file that lines are added to, or nothing.
+pub struct Record(Option<File>);
+
+impl Record {
+    /// Opens the file at `path`, if there is one to write.
+    pub fn open(path: Option<&Path>) -> io::Result<Self> {
+        let open = |path| File::options().append(true).create(true).open(path);
+        Ok(Self(path.map(open).transpose()?))
+    }
+
+    /// Adds one line.
+    pub fn add(&mut self, line: Line) -> io::Result<()> {
+        let Some(file) = &mut self.0 else { return Ok(()) };
+        writeln!(file, "{}", serde_json::to_string(&line)?)
+    }
+}
 
 /// One line of a record.
 #[derive(Debug, Clone, Serialize)]
