@@ -22,7 +22,7 @@ pub(crate) use lanes::{OutRun, Pack, Scatter};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{Plane, RowSums, Rows, Window};
 pub use simd::Vector;
-pub(crate) use tile::{Onto, PackWeights, Tap, Tile};
+pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile};
 pub(crate) use transpose::Transpose;
 
 use simd::Isa;
@@ -45,7 +45,7 @@ pub(crate) struct Kernel<T: 'static> {
     /// Most channels of a tile.
     pub channels: usize,
     /// Tiles by vectors of columns (1, 2, 3) and by channels (all, at most half of them, one).
-    tiles: [[TileFn<T>; 3]; 3],
+    tiles: [[TileFn<T>; 3]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],

@@ -15,6 +15,9 @@
 use super::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
 
+/// Most vectors of columns of a tile.
+pub(crate) const MAX_VECTORS: usize = 3;
+
 /// What a sum is added to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Onto<T> {
@@ -51,8 +54,8 @@ pub(crate) struct Tile<'a, T> {
     pub channels: usize,
     /// Kernel elements to sum over.
     pub taps: &'a [Tap],
-    /// Column 0 of output 0; `V` vectors are stored for each output.
-    pub out: *mut T,
+    /// Where each vector of columns of output 0 belongs; all `V` are stored for each output.
+    pub out: [*mut T; MAX_VECTORS],
     /// Elements from an output's columns to the next's.
     pub out_channel: usize,
     /// Outputs to store, at least 1 and at most `R`.
@@ -95,7 +98,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
             }
             // Accumulators must only be indexed by constants, or they leave the registers: hence
             // three short loops, which the compiler unrolls.
-            let out = |r: usize, v: usize| t.out.wrapping_add(r * t.out_channel + v * lanes);
+            let out = |r: usize, v: usize| t.out[v].wrapping_add(r * t.out_channel);
             match t.onto {
                 Onto::Nothing => {
                     for r in 0..R {
@@ -136,8 +139,9 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
 /// # Safety
 ///
 /// The CPU has `I`. For each channel and tap, `V` vectors can be read from `panel` and one element
-/// from `weight` for each of `outputs`, of which there is at least one; `V` vectors can be written
-/// (and, onto the output, read) in each of `outputs` rows of `out`; a bias has `outputs` elements.
+/// from `weight` for each of `outputs`, of which there is at least one; a vector can be written (and,
+/// onto the output, read) in each of `outputs` rows of the first `V` of `out`; a bias has `outputs`
+/// elements.
 pub(crate) unsafe fn tile<T: Vector, I: Isa, const V: usize, const R: usize>(tile: &Tile<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Run::<T, V, R>(tile));

@@ -17,7 +17,8 @@ use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
 use crate::kernel::{
-    Kernel, MAX_CHANNELS, MAX_COLUMNS, Onto, OutRun, PackWeights, Scatter, Tap, Tile, Vector,
+    Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, PackWeights, Scatter, Tap, Tile,
+    Vector,
 };
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -342,7 +343,9 @@ impl<T: Vector> Worker<'_, T> {
             (&fewer, 0)
         };
         let runs = runs.as_slice();
-        let Some(first) = runs.first() else { return };
+        if runs.is_empty() {
+            return;
+        }
         let output = task.group * c.outputs + outputs.start;
         let onto = match (panel.channel, o.bias.is_null()) {
             (0, true) => Onto::Nothing,
@@ -369,15 +372,18 @@ impl<T: Vector> Worker<'_, T> {
             weight_output: weights.output,
             channels: panel.channels,
             taps: taps_of(&c.phases()[0], weights.taps),
-            out: out.wrapping_add(first.offset),
+            out: [out; MAX_VECTORS],
             out_channel: o.y_strides[1],
             outputs: outputs.len(),
             onto,
         };
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.
         unsafe {
-            let whole = first.columns == strip.width && out_column == 1;
-            if whole && c.phases().len() == 1 {
+            if out_column == 1
+                && c.phases().len() == 1
+                && let Some(offsets) = vector_offsets(runs, self.kernel.lanes, strip.bundles)
+            {
+                tile.out = offsets.map(|offset| out.wrapping_add(offset));
                 self.kernel.tile(strip.bundles, &tile);
                 return;
             }
@@ -391,7 +397,8 @@ impl<T: Vector> Worker<'_, T> {
                 (these, taps) = taps.split_at(c.height.taps * phase.taps);
                 tile.taps = taps_of(phase, these);
                 tile.weight_channel = weights.channel_of(these);
-                tile.out = aside.add(number * strip.width);
+                let phase_out = aside.add(number * strip.width);
+                tile.out = [0, 1, 2].map(|v| phase_out.wrapping_add(v * self.kernel.lanes));
                 self.kernel.tile(strip.bundles, &tile);
                 tile.weight = tile.weight.wrapping_add(weights.phase * these.len());
             }
@@ -409,4 +416,21 @@ impl<T: Vector> Worker<'_, T> {
             });
         }
     }
+}
+
+/// Where each of `vectors` registers belongs in the output, if the runs are whole registers: then
+/// tiles can be stored from where they are summed.
+fn vector_offsets(runs: &[OutRun], lanes: usize, vectors: usize) -> Option<[usize; MAX_VECTORS]> {
+    let mut offsets = [0; MAX_VECTORS];
+    let mut next = 0;
+    for run in runs {
+        if run.lane != next * lanes || !run.columns.is_multiple_of(lanes) {
+            return None;
+        }
+        for place in (0..run.columns).step_by(lanes) {
+            offsets[next] = run.offset + place;
+            next += 1;
+        }
+    }
+    (next == vectors).then_some(offsets)
 }
