@@ -18,4 +18,15 @@ fn same_initial_values_from_the_same_seed() {
             assert_eq!(ours, theirs, "{config}");
         }
     }
+
+    // Parameters are drawn when they are first read, which may be in the forward pass.
+    for device in devices() {
+        let config = burn::nn::conv::Conv2dConfig::new([3, 5], [3, 3]);
+        let x = burn::tensor::Tensor::<4>::ones([2, 3, 6, 6], &device);
+        device.seed(42);
+        let theirs = config.init(&device).forward(x.clone()).into_data();
+        device.seed(42);
+        let ours = Conv2dConfig::from(config).init(&device).forward(x).into_data();
+        ours.assert_approx_eq::<f32>(&theirs, burn::tensor::Tolerance::default());
+    }
 }

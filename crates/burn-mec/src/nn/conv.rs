@@ -223,8 +223,11 @@ impl Conv2d {
             ConvOptions::new_with_padding(self.stride, padding, self.dilation, self.groups);
         let settings =
             Settings { algorithm: self.algorithm, workspace_limit: self.workspace_limit };
+        // Parameters take their values when they are first read: in Burn's order, or the same seed
+        // would give others.
+        let weight = self.weight.val();
         let bias = self.bias.as_ref().map(|bias| bias.val());
-        conv2d_with_settings(input, self.weight.val(), bias, options, settings)
+        conv2d_with_settings(input, weight, bias, options, settings)
     }
 
     /// Zeros (before, after) an input of this size, vertically and horizontally.
