@@ -100,14 +100,15 @@ impl Step {
     }
 }
 
-/// Runs the steps in order up to the first that fails; whether all passed.
-fn run(steps: &[Step]) -> bool {
+/// Runs the steps in order up to the first that fails; whether all passed. `run_step` says of one
+/// whether it passed, or why it could not be run.
+fn run(steps: &[Step], run_step: impl Fn(&Step) -> io::Result<bool>) -> bool {
     let mut passed: Vec<(&Step, Duration)> = Vec::new();
     let mut failure = None;
     for (number, step) in (1..).zip(steps) {
         eprintln!("\n[{number}/{}] {}: {step}", steps.len(), step.title);
         let start = Instant::now();
-        match step.run() {
+        match run_step(step) {
             Ok(true) => passed.push((step, start.elapsed())),
             Ok(false) => failure = Some(format!("{} failed; again: {step}", step.title)),
             Err(error) => failure = Some(format!("{step} could not be run: {error}")),
@@ -128,11 +129,13 @@ fn run(steps: &[Step]) -> bool {
 
 fn main() -> ExitCode {
     let steps = Args::parse().command.steps();
-    if run(&steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if run(&steps, Step::run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use clap::CommandFactory;
 
     use super::*;
@@ -178,13 +181,18 @@ mod tests {
     #[test]
     fn the_first_failure_ends_the_run() {
         let step = |args| Step { title: "step", env: &[], args };
-        assert!(run(&[step("--version"), step("--list")]));
-        assert!(run(&[]));
-        assert!(!run(&[step("--version"), step("no-such-command")]));
-        // Were the second step run, its directory would be there.
-        let dir = env::temp_dir().join(format!("xtask-{}", std::process::id()));
-        let args = format!("new --vcs none {}", dir.display()).leak();
-        assert!(!run(&[step("no-such-command"), step(args)]));
-        assert!(!dir.exists());
+        let steps = [step("one"), step("two"), step("three")];
+        let ran_with = |result: fn(&str) -> io::Result<bool>| {
+            let ran = RefCell::new(Vec::new());
+            let passed = run(&steps, |step| {
+                ran.borrow_mut().push(step.args);
+                result(step.args)
+            });
+            (passed, ran.into_inner())
+        };
+        assert_eq!(ran_with(|_| Ok(true)), (true, vec!["one", "two", "three"]));
+        assert_eq!(ran_with(|step| Ok(step != "two")), (false, vec!["one", "two"]));
+        let missing = |_: &str| Err(io::ErrorKind::NotFound.into());
+        assert_eq!(ran_with(missing), (false, vec!["one"]));
     }
 }
