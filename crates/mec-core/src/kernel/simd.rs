@@ -77,6 +77,9 @@ impl Isa for Neon {
     }
 }
 
+/// How an instruction set transposes and packs.
+pub type Moves<T> = (unsafe fn(&Transpose<T>), unsafe fn(&Pack<T>));
+
 /// An element with its vector of each instruction set.
 ///
 /// Public only so that it can be a supertrait of [`Element`](crate::Element), which it seals: this
@@ -94,7 +97,7 @@ pub trait Vector: Copy + Add<Output = Self> {
     /// What AVX-512 does with instructions that `pulp` does not name: transposing and packing.
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
-    const AVX512: (unsafe fn(&Transpose<Self>), unsafe fn(&Pack<Self>));
+    const AVX512: Moves<Self>;
 
     /// Elements in a register.
     fn lanes<S: Simd>() -> usize {
@@ -165,8 +168,7 @@ impl Vector for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: (unsafe fn(&Transpose<f32>), unsafe fn(&Pack<f32>)) =
-        (transpose::avx512, deinterleave::avx512);
+    const AVX512: Moves<f32> = (transpose::avx512, deinterleave::avx512);
     type Of<S: Simd> = S::f32s;
 
     #[inline(always)]
@@ -215,8 +217,7 @@ impl Vector for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: (unsafe fn(&Transpose<f64>), unsafe fn(&Pack<f64>)) =
-        (transpose::plain, lanes::pack::<f64, Avx512>);
+    const AVX512: Moves<f64> = (transpose::plain, lanes::pack::<f64, Avx512>);
     type Of<S: Simd> = S::f64s;
 
     #[inline(always)]
