@@ -151,10 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn pointwise_layers_are_one_row() {
-        let plan = plan([4, 16, 14, 14], [32, 16, 1, 1], 1, Pass::Forward);
-        assert_eq!(plan.pieces[0].output, [1, 14 * 14]);
-        assert_eq!((plan.pieces[0].planes, plan.pieces[0].bands), (1, 1));
+    fn pointwise_layers_forget_their_rows() {
+        let odd = plan([4, 16, 15, 15], [32, 16, 1, 1], 1, Pass::Forward);
+        assert_eq!(odd.pieces[0].output, [1, 15 * 15]);
+        let even = plan([4, 16, 48, 48], [32, 16, 1, 1], 1, Pass::Forward).pieces[0];
+        assert_eq!(even.output[0] * even.output[1], 48 * 48);
+        assert!(even.output[1] < 49 && even.planes == 1, "{even:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! positions with the same remainder by the stride see the same taps, and see `dy` at stride 1.
 //! Nothing is multiplied by an inserted zero and nothing is scattered.
 
+use crate::kernel::MAX_VECTORS;
 use crate::{Axis, Geometry};
 
 /// One spatial axis of a correlation: for output `q` and tap `t`, the input position is
@@ -155,6 +156,8 @@ pub(crate) struct Correlation {
     pub channels: usize,
     /// Channels that are computed.
     pub outputs: usize,
+    /// Elements of a row where the tensors' own rows have been joined and divided anew.
+    pub joined_row: Option<usize>,
     /// Whether the weight's output channels are the ones summed over, far apart in memory.
     pub transposed: bool,
     /// The vertical axis.
@@ -169,13 +172,14 @@ pub(crate) struct Correlation {
 
 impl Correlation {
     /// The forward pass. `rows_join` says that the input's rows follow each other without a gap.
-    pub fn forward(g: &Geometry, rows_join: bool) -> Self {
+    pub fn forward(g: &Geometry, rows_join: bool, lanes: usize) -> Self {
         let width = Reach::forward(&g.width);
         Self {
             batch: g.batch,
             groups: g.groups,
             channels: g.channels_in / g.groups,
             outputs: g.channels_out / g.groups,
+            joined_row: None,
             transposed: false,
             height: Reach::forward(&g.height),
             width,
@@ -183,12 +187,12 @@ impl Correlation {
             phase_count: 1,
             last_phases: 1,
         }
-        .simplified(rows_join)
+        .simplified(rows_join, lanes)
     }
 
     /// The input gradient: correlations of `dy` for each phase of the input's rows, and of its
     /// columns where they cannot be computed together.
-    pub fn input_gradient(g: &Geometry, rows_join: bool) -> Vec<Self> {
+    pub fn input_gradient(g: &Geometry, rows_join: bool, lanes: usize) -> Vec<Self> {
         let joint = g.width.stride <= MAX_PHASES;
         // Phases beyond the input's size compute nothing.
         let rows = g.height.stride.min(g.height.input);
@@ -208,6 +212,7 @@ impl Correlation {
                     groups: g.groups,
                     channels: g.channels_out / g.groups,
                     outputs: g.channels_in / g.groups,
+                    joined_row: None,
                     transposed: true,
                     height: Reach::phase(&g.height, row),
                     width,
@@ -215,10 +220,19 @@ impl Correlation {
                     phase_count,
                     last_phases: (g.width.input - 1) % phase_count + 1,
                 };
-                correlations.push(correlation.simplified(rows_join));
+                correlations.push(correlation.simplified(rows_join, lanes));
             }
         }
         correlations
+    }
+
+    /// The strides of image, channel, row and column by which the correlation meets a tensor.
+    pub fn strides<S: Copy + std::ops::Mul<Output = S> + TryFrom<usize>>(
+        &self,
+        [image, channel, row, column]: [S; 4],
+    ) -> [S; 4] {
+        let joined = self.joined_row.and_then(|len| S::try_from(len).ok());
+        [image, channel, joined.map_or(row, |len| len * column), column]
     }
 
     /// The phases of the output columns, in order.
@@ -266,7 +280,7 @@ impl Correlation {
         if time(&folded) < time(&shifted) { folded } else { shifted }
     }
 
-    fn simplified(mut self, rows_join: bool) -> Self {
+    fn simplified(mut self, rows_join: bool, lanes: usize) -> Self {
         if self.height.taps == 0 || self.width.taps == 0 {
             // Nothing to sum: one tap over no channels writes the zeros.
             self.channels = 0;
@@ -275,11 +289,16 @@ impl Correlation {
             self.phases = [Phase { offset: 0, taps: 1, weight_first: 0 }; MAX_PHASES];
         }
         if rows_join && self.height.is_pointwise() && self.width.is_pointwise() {
+            // Any division into rows will do. Rows of whole registers are stored without gaps, one
+            // after the other, so that output is written as a stream.
             let positions = self.height.input * self.width.input;
-            self.width.input = positions;
-            self.width.output = positions;
-            self.height.input = 1;
-            self.height.output = 1;
+            let whole = |registers: &usize| positions.is_multiple_of(registers * lanes);
+            let row = (1..=MAX_VECTORS).rev().find(whole).map_or(positions, |r| r * lanes);
+            self.joined_row = Some(row);
+            self.width.input = row;
+            self.width.output = row;
+            self.height.input = positions / row.max(1);
+            self.height.output = positions / row.max(1);
         }
         self
     }

@@ -190,7 +190,7 @@ impl<T: Vector> Worker<'_, T> {
         let outputs = part * plan.part_outputs..c.outputs.min((part + 1) * plan.part_outputs);
         let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
         let mut runs = List::new();
-        strip.out_runs(c, 0, &self.operands.y_strides, &mut runs);
+        strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
         let common_rows = strip.common_rows(c);
         let task = Task { c, plan, strip, group, outputs, runs, common_rows };
         self.find_taps(&task);
@@ -257,7 +257,7 @@ impl<T: Vector> Worker<'_, T> {
         let channel = task.group * task.c.channels + panel.channel;
         let source = Source {
             first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
-            strides: o.x_strides,
+            strides: task.c.strides(o.x_strides),
             channels: panel.channels,
         };
         let rows = (panel.row, panel.rows);
@@ -336,10 +336,10 @@ impl<T: Vector> Worker<'_, T> {
         // Rows differ by where they begin, but where a band has fewer rows than the others.
         let mut fewer;
         let (runs, shift) = if panel.row + row < task.common_rows {
-            (&task.runs, (panel.row + row) * c.height.out_step * o.y_strides[2])
+            (&task.runs, (panel.row + row) * c.height.out_step * c.strides(o.y_strides)[2])
         } else {
             fewer = List::new();
-            strip.out_runs(c, panel.row + row, &o.y_strides, &mut fewer);
+            strip.out_runs(c, panel.row + row, &c.strides(o.y_strides), &mut fewer);
             (&fewer, 0)
         };
         let runs = runs.as_slice();

@@ -96,15 +96,15 @@ impl Work {
             Pass::BiasGradient => Ok(planes),
             _ if layout.columns_join && depthwise::applies(g) => Ok(planes),
             Pass::WeightGradient => {
-                let c = Correlation::forward(g, layout.rows_join);
+                let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
                 Self::blocks(kernel, c, limit, threads)
             }
             Pass::Forward => {
-                let correlations = vec![Correlation::forward(g, layout.rows_join)];
+                let correlations = vec![Correlation::forward(g, layout.rows_join, kernel.lanes)];
                 Self::correlations(kernel, pass, correlations, limit, threads)
             }
             Pass::InputGradient => {
-                let correlations = Correlation::input_gradient(g, layout.rows_join);
+                let correlations = Correlation::input_gradient(g, layout.rows_join, kernel.lanes);
                 Self::correlations(kernel, pass, correlations, limit, threads)
             }
         }

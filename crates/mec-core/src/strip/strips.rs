@@ -98,6 +98,10 @@ const ROWS_WANTED: usize = 4;
 /// reads and writes the tile's output once more.
 const STEPS_WANTED: usize = 512;
 
+/// Bytes of output that stay in a second-level cache of 2 MiB beside a panel. More (cv3, cv7, cv8),
+/// and each line goes to memory and back for every strip that it belongs to.
+const OUTPUT_WANTED: usize = 1 << 20;
+
 /// Uses of a packed weight from which the copy pays for itself.
 const USES_WANTED: usize = 2;
 
@@ -175,8 +179,12 @@ impl Strips {
         let steps = c.channels * c.all_taps();
         // With this many strips for each thread, neither registers nor threads are left idle.
         let plenty = 16 * threads * vectors * size.lanes;
-        let mut best = (f64::INFINITY, (1, 1));
-        let mut bands = 1;
+        // As many bands at least as keep the output of one in the second-level cache until the
+        // neighbouring strips have completed its lines, but not such as pack most rows twice.
+        let image = c.outputs * out_h * c.width.output * size.bytes;
+        let fewest = (image / OUTPUT_WANTED).clamp(1, (out_h / (4 * c.height.taps)).max(1));
+        let mut best = (f64::INFINITY, (fewest, 1));
+        let mut bands = fewest;
         loop {
             let columns = Columns::new(c, *lowering, bands, size.lanes, vectors);
             let strips = columns.strips.max(1);

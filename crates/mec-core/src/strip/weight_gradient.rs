@@ -217,10 +217,10 @@ impl<'a, T: Vector> Worker<'a, T> {
         let channel = self.group * c.channels + self.channels.0;
         let source = Source {
             first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
-            strides: o.x_strides,
+            strides: c.strides(o.x_strides),
             channels: self.channels.1,
         };
-        let [image, channel, line, column] = o.dy_strides;
+        let [image, channel, line, column] = c.strides(o.dy_strides);
         // SAFETY: the caller vouches for the tensors; the plan made room.
         unsafe {
             panel::pack(self.kernel, c, strip, (row, rows), &source, self.panel);

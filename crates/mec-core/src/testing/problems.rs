@@ -28,6 +28,9 @@ fn shapes() -> Vec<Problem> {
             .pad((1, 2), (0, 3))
             .dilate(2, 1),
         problem("1x1", [2, 5, 6, 7], [9, 5, 1, 1]),
+        problem("1x1, rows of whole registers", [2, 5, 12, 20], [9, 5, 1, 1]),
+        problem("1x1, rows of one register", [1, 3, 10, 8], [4, 3, 1, 1]),
+        problem("1x1, groups, rows of whole registers", [2, 6, 8, 12], [8, 3, 1, 1]).groups(2),
         problem("1x1, strided", [2, 5, 7, 8], [9, 5, 1, 1]).stride(2, 3),
         problem("1x1, padded", [2, 3, 4, 5], [6, 3, 1, 1]).same(1),
         problem("1x1, padded and strided", [2, 3, 6, 5], [4, 3, 1, 1]).same(2).stride(2, 2),
