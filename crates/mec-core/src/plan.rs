@@ -16,7 +16,7 @@ use crate::{Algorithm, Element, Error, Footprint, Geometry, Pass, Settings, pape
 /// let geometry = Geometry::new([128, 64, 56, 56], [64, 64, 3, 3], &ConvOptions::default())?;
 /// let plan = Plan::new::<f32>(&geometry, Pass::Forward, &Settings::default())?;
 /// assert!(plan.workspace_bytes <= plan.threads * WORKSPACE_PER_THREAD);
-/// assert_eq!(plan.footprint.lowered * 4 / (1 << 20), 283);
+/// assert_eq!(plan.lowered_bytes() >> 20, 283);
 /// # Ok::<(), mec_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +33,10 @@ pub struct Plan {
     pub workspace_bytes: usize,
     /// Floating-point operations: two for each multiply-add, padding counted.
     pub flops: u128,
-    /// What the lowered matrices of the literature would take.
+    /// What the lowered matrices of the literature would take, in elements.
     pub footprint: Footprint,
+    /// Bytes of an element.
+    pub element_bytes: usize,
     /// The pieces the pass falls apart into: one, but for the input gradient at a stride.
     pub pieces: Vec<Piece>,
 }
@@ -86,6 +88,7 @@ impl Plan {
             workspace_bytes: 0,
             flops: geometry.flops(),
             footprint,
+            element_bytes: size_of::<T>(),
             pieces: Vec::new(),
         };
         if uses_paper(pass, settings) {
@@ -99,6 +102,21 @@ impl Plan {
         plan.workspace_bytes = work.workspace_bytes;
         plan.pieces = work.pieces();
         Ok(plan)
+    }
+
+    /// Bytes of the im2col matrix of the whole batch.
+    pub fn im2col_bytes(&self) -> u128 {
+        self.footprint.im2col * self.element_bytes as u128
+    }
+
+    /// Bytes of the paper's lowered matrix L of the whole batch.
+    pub fn lowered_bytes(&self) -> u128 {
+        self.footprint.lowered * self.element_bytes as u128
+    }
+
+    /// Bytes that the paper's algorithm saves over im2col ([`Footprint::saving`]).
+    pub fn saved_bytes(&self) -> i128 {
+        self.footprint.saving() * self.element_bytes as i128
     }
 }
 
@@ -163,6 +181,15 @@ mod tests {
     fn bands_fill_the_registers_of_small_images() {
         let plan = plan([1, 512, 7, 7], [512, 512, 3, 3], 1, Pass::Forward);
         assert!(plan.pieces[0].bands > 1, "{plan:?}");
+    }
+
+    #[test]
+    fn the_papers_quantities_are_in_bytes_of_the_element() {
+        let options = ConvOptions::default();
+        let geometry = Geometry::new([1, 1, 7, 7], [1, 1, 3, 3], &options).unwrap();
+        let of = Plan::new::<f64>(&geometry, Pass::Forward, &Settings::default()).unwrap();
+        assert_eq!((of.im2col_bytes(), of.lowered_bytes()), (25 * 9 * 8, 5 * 21 * 8));
+        assert_eq!((of.saved_bytes(), of.flops), (120 * 8, 2 * 25 * 9));
     }
 
     #[test]
