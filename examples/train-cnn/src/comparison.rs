@@ -17,11 +17,21 @@ use crate::training::accuracy;
 /// Training steps with each convolution.
 pub const STEPS: usize = 20;
 
-/// How far apart the two losses of a step may be, relative to their size.
+/// How far apart the two losses of one of the first [`EARLY`] steps may be, relative to their size.
 ///
-/// Both compute the same sums in another order, so that the first step differs by a few rounding
-/// errors (1e-7), which training then enlarges from step to step.
-pub const TOLERANCE: f64 = 1e-3;
+/// Both compute the same sums in another order, so that they differ by a few rounding errors (1e-7).
+/// The second loss already depends on every gradient of the first step: a wrong one shows here.
+pub const EARLY_TOLERANCE: f64 = 1e-4;
+
+/// Steps in which rounding has had no time to grow.
+pub const EARLY: usize = 3;
+
+/// How far apart the losses of any step may be, relative to their size.
+///
+/// Rounding decides which of two equal values a max-pool takes and on which side of zero a ReLU
+/// falls; where it decides otherwise for one of the two, the curves part for good. Over three seeds
+/// and both backends they stayed within 5e-7 or parted by up to 4.5e-3.
+pub const TOLERANCE: f64 = 2e-2;
 
 /// What one convolution did.
 pub struct Run {
@@ -48,18 +58,20 @@ impl Comparison {
         Self { mec: run(ConvKind::Mec), burn: run(ConvKind::Burn) }
     }
 
-    /// The largest difference of two losses of the same step, relative to the larger one.
-    pub fn difference(&self) -> f64 {
-        let pairs = self.mec.losses.iter().zip(&self.burn.losses);
+    /// The largest difference of two losses of the same step, among the first `steps`, relative to
+    /// the larger one.
+    pub fn difference(&self, steps: usize) -> f64 {
+        let pairs = self.mec.losses.iter().zip(&self.burn.losses).take(steps);
         pairs.map(|(a, b)| (a - b).abs() / a.abs().max(b.abs())).fold(0.0, |most, difference| {
             // Not `f64::max`: a loss that is not a number must not pass for agreement.
             if most.is_nan() || difference <= most { most } else { difference }
         })
     }
 
-    /// Whether the losses of every step are within [`TOLERANCE`] of each other.
+    /// Whether the losses of the first steps are within [`EARLY_TOLERANCE`] of each other, and those
+    /// of all steps within [`TOLERANCE`].
     pub fn losses_agree(&self) -> bool {
-        self.difference() <= TOLERANCE
+        self.difference(EARLY) <= EARLY_TOLERANCE && self.difference(STEPS) <= TOLERANCE
     }
 }
 
@@ -121,9 +133,12 @@ mod tests {
     #[test]
     fn the_largest_relative_difference_counts() {
         let comparison = with_losses(&[2.0, 1.0, 0.4], &[2.0, 1.25, 0.5]);
-        assert!((comparison.difference() - 0.2).abs() < 1e-12);
+        assert!((comparison.difference(STEPS) - 0.2).abs() < 1e-12);
         assert!(!comparison.losses_agree());
-        assert!(with_losses(&[2.0, 1.0], &[2.0, 1.0001]).losses_agree());
+        assert!(with_losses(&[2.0, 1.0], &[2.0, 1.00009]).losses_agree());
+        assert!(!with_losses(&[2.0, 1.0], &[2.0, 1.0002]).losses_agree());
+        let late = |loss| with_losses(&[2.0, 1.0, 0.9, 0.8], &[2.0, 1.0, 0.9, loss]).losses_agree();
+        assert!(late(0.81) && !late(0.82));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::args::{Args, ConvKind};
-use crate::comparison::{Comparison, Run, STEPS, TOLERANCE};
+use crate::comparison::{Comparison, EARLY, EARLY_TOLERANCE, Run, STEPS, TOLERANCE};
 use crate::data::Data;
 use crate::training::Trained;
 
@@ -105,8 +105,10 @@ impl Display for Report<'_> {
         let verdict = if self.comparison.losses_agree() { "agree" } else { "DISAGREE" };
         writeln!(
             f,
-            "The loss curves {verdict}: they differ by at most {:.1e} of the loss (tolerance {TOLERANCE:.0e}).",
-            self.comparison.difference()
+            "The loss curves {verdict}: they differ by at most {:.1e} of the loss in the first {EARLY} steps \
+             (tolerance {EARLY_TOLERANCE:.0e}),\nby {:.1e} in all {STEPS} (tolerance {TOLERANCE:.0e}).",
+            self.comparison.difference(EARLY),
+            self.comparison.difference(STEPS)
         )
     }
 }
