@@ -5,7 +5,7 @@
 //! the order n-c-h-w. One thread, and one image's matrix at a time.
 
 use crate::gemm::{self, Matrix};
-use crate::{Element, Error, Geometry, View, expect_bias};
+use crate::{Element, Error, Geometry, View, expect_forward};
 
 /// The output of a convolution, row-major `[batch, channels_out, out_h, out_w]`.
 ///
@@ -19,9 +19,7 @@ pub fn forward<T: Element>(
     weight: &View<T>,
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Error> {
-    x.expect_shape("input", geometry.input_shape())?;
-    weight.expect_shape("weight", geometry.weight_shape())?;
-    bias.map_or(Ok(()), |bias| expect_bias(geometry, bias))?;
+    expect_forward(geometry, x, weight, bias)?;
     let [batch, channels_out, out_h, out_w] = geometry.output_shape();
     let mut y = vec![T::ZERO; batch * channels_out * out_h * out_w];
     if y.is_empty() {

@@ -80,11 +80,7 @@ pub fn forward<T: Element>(
     weight: &View<T>,
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Error> {
-    x.expect_shape("input", geometry.input_shape())?;
-    weight.expect_shape("weight", geometry.weight_shape())?;
-    if let Some(bias) = bias {
-        expect_bias(geometry, bias)?;
-    }
+    expect_forward(geometry, x, weight, bias)?;
     if plan::uses_paper(Pass::Forward, settings) {
         plan::paper_workspace::<T>(geometry, settings)?;
         return paper::forward(geometry, None, x, weight, bias);
@@ -159,9 +155,21 @@ fn expect_weight_gradient<T>(geometry: &Geometry, x: &View<T>, dy: &View<T>) -> 
     dy.expect_shape("output gradient", geometry.output_shape())
 }
 
-fn expect_bias<T>(geometry: &Geometry, bias: &[T]) -> Result<(), Error> {
-    if bias.len() == geometry.channels_out {
-        return Ok(());
+/// Checks the tensors of a forward pass, whichever algorithm runs it.
+fn expect_forward<T>(
+    geometry: &Geometry,
+    x: &View<T>,
+    weight: &View<T>,
+    bias: Option<&[T]>,
+) -> Result<(), Error> {
+    x.expect_shape("input", geometry.input_shape())?;
+    weight.expect_shape("weight", geometry.weight_shape())?;
+    match bias.map(<[T]>::len) {
+        Some(got) if got != geometry.channels_out => Err(Error::Shape {
+            what: "bias",
+            got: vec![got],
+            expected: vec![geometry.channels_out],
+        }),
+        _ => Ok(()),
     }
-    Err(Error::Shape { what: "bias", got: vec![bias.len()], expected: vec![geometry.channels_out] })
 }

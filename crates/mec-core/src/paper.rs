@@ -59,7 +59,7 @@
 use std::ops::Range;
 
 use crate::gemm::{self, Matrix};
-use crate::{Element, Error, Footprint, Geometry, View, expect_bias};
+use crate::{Element, Error, Footprint, Geometry, View, expect_forward};
 
 /// The paper's T: the widest output for which [`Solution::A`] is taken.
 pub const T: usize = 100;
@@ -241,9 +241,7 @@ pub fn forward<T: Element>(
     weight: &View<T>,
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Error> {
-    x.expect_shape("input", geometry.input_shape())?;
-    weight.expect_shape("weight", geometry.weight_shape())?;
-    bias.map_or(Ok(()), |bias| expect_bias(geometry, bias))?;
+    expect_forward(geometry, x, weight, bias)?;
     let footprint = Footprint::of(geometry);
     let solution = solution.unwrap_or_else(|| Solution::of(geometry));
     if solution == Solution::A && footprint.output > footprint.lowered {
