@@ -5,7 +5,7 @@ mod common;
 use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
-use common::{BURN, Conv, MEC, assert_close, devices, random, tensor, values};
+use common::{BURN, Conv, MEC, assert_close, all_devices, random, tensor, values};
 
 const X: [usize; 4] = [2, 3, 6, 5];
 const WEIGHT: [usize; 4] = [4, 3, 3, 3];
@@ -21,7 +21,7 @@ fn options() -> ConvOptions<2> {
 /// Every subset of {input, weight, bias}: what is tracked gets its gradient, what is not gets none.
 #[test]
 fn only_what_is_asked_for() {
-    for device in devices() {
+    for device in all_devices() {
         let device = device.autodiff();
         for tracked in 1..8 {
             let run = |conv: Conv| {
@@ -51,7 +51,7 @@ fn only_what_is_asked_for() {
 
 #[test]
 fn nothing_tracked() {
-    for device in devices() {
+    for device in all_devices() {
         let device = device.autodiff();
         let y = MEC(leaf(X, 1, &device), leaf(WEIGHT, 2, &device), None, options());
         assert!(!y.is_require_grad());
@@ -63,7 +63,7 @@ fn nothing_tracked() {
 /// Operands that the backward pass computes again instead of keeping, some of them shared.
 #[test]
 fn balanced_checkpointing() {
-    for device in devices() {
+    for device in all_devices() {
         let run = |conv: Conv, device: &Device| {
             let x = leaf(X, 1, device).require_grad();
             let weight = leaf(WEIGHT, 2, device).require_grad();
@@ -98,7 +98,7 @@ fn balanced_checkpointing() {
 /// Only one operand tracked and the other recomputed: each kept value is retrieved once.
 #[test]
 fn balanced_checkpointing_with_one_tracked() {
-    for device in devices() {
+    for device in all_devices() {
         let device = device.autodiff().gradient_checkpointing();
         for x_tracked in [true, false] {
             let run = |conv: Conv| {
@@ -117,7 +117,7 @@ fn balanced_checkpointing_with_one_tracked() {
 /// One weight in two convolutions, and one tensor as both operands.
 #[test]
 fn gradients_accumulate() {
-    for device in devices() {
+    for device in all_devices() {
         let device = device.autodiff();
         let run = |conv: Conv| {
             let weight = leaf([3, 3, 3, 3], 2, &device).require_grad();

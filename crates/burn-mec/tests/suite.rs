@@ -4,12 +4,12 @@
 mod common;
 
 use burn::tensor::DType;
-use common::{Case, MEC, devices};
+use common::{Case, MEC, all_devices};
 use mec_core::testing::{assert_same, expected, problems};
 
 #[test]
 fn suite() {
-    for device in devices() {
+    for device in all_devices() {
         for problem in problems().iter() {
             let expected = expected::<f64>(problem);
             let got = Case::integers(problem).run(MEC, &device, DType::F32);

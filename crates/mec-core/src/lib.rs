@@ -40,6 +40,7 @@ pub use footprint::Footprint;
 pub use geometry::{Axis, ConvOptions, Geometry};
 pub use plan::{Piece, Plan};
 pub use settings::{Algorithm, Pass, Settings};
+pub use strip::Reach;
 pub use view::View;
 
 use kernel::Kernel;

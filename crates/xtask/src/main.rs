@@ -5,6 +5,8 @@
 //! `cargo run --release -p train-cnn` uses too. Linting and documentation share a second, cheaper
 //! pass over it, without code generation.
 
+mod vulkan;
+
 use std::env;
 use std::fmt;
 use std::io;
@@ -129,6 +131,10 @@ fn run(steps: &[Step], run_step: impl Fn(&Step) -> io::Result<bool>) -> bool {
 
 fn main() -> ExitCode {
     let steps = Args::parse().command.steps();
+    if let Err(what_to_do) = vulkan::ensure() {
+        eprintln!("error: {what_to_do}");
+        return ExitCode::FAILURE;
+    }
     if run(&steps, Step::run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, DeviceKind};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     pub conv: ConvKind,
 
-    /// The Burn backend to run on; both use all cores of the CPU
+    /// The Burn backend to run on: a GPU, or all cores of the CPU
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendKind,
 
@@ -87,6 +87,8 @@ pub enum BackendKind {
     Flex,
     /// burn-ndarray, built on the ndarray crate
     Ndarray,
+    /// burn-wgpu: a GPU, or software that plays one
+    Wgpu,
 }
 
 /// Which images to learn.
@@ -138,6 +140,7 @@ impl BackendKind {
             // Burn means to drop ndarray after 0.22; until then it is one of its two CPU backends.
             #[allow(deprecated)]
             Self::Ndarray => Device::ndarray(),
+            Self::Wgpu => Device::wgpu(DeviceKind::default()),
         }
     }
 }
@@ -176,7 +179,7 @@ mod tests {
     fn bad_flags_are_refused_with_status_2() {
         for (line, says) in [
             ("--conv fast", "[possible values: mec, burn]"),
-            ("--backend gpu", "[possible values: flex, ndarray]"),
+            ("--backend gpu", "[possible values: flex, ndarray, wgpu]"),
             ("--dataset imagenet", "[possible values: digits, mnist, cifar10]"),
             ("--batch-size 0", "--batch-size"),
             ("--epochs many", "--epochs"),

@@ -39,10 +39,27 @@ pub struct Run {
     pub losses: Vec<f64>,
     /// Median time of a step: forward, backward and the optimiser.
     pub step: Duration,
-    /// Most bytes that a step takes beyond the batch, the weights and the optimiser's state.
-    pub peak_memory: usize,
+    /// Bytes that the steps take.
+    pub memory: Memory,
     /// Accuracy of the trained network on the held-out images under this convolution.
     pub accuracy: f64,
+}
+
+/// Memory of training steps, as far as it can be measured where they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// On the CPU: the most that a step takes beyond the batch, the weights and the optimiser's state.
+    StepPeak(usize),
+    /// On a device with an allocator of its own: what that has reserved for all of training.
+    DeviceReserved(usize),
+}
+
+impl Memory {
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::StepPeak(bytes) | Self::DeviceReserved(bytes) => bytes,
+        }
+    }
 }
 
 /// Both convolutions side by side.
@@ -79,6 +96,9 @@ fn run(args: &Args, data: &Data, trained: &Model, kind: ConvKind) -> Run {
     let device = args.backend.device();
     let autodiff = device.clone().autodiff();
     device.seed(args.seed);
+    let reserved = || device_reserved(&device);
+    device.memory_cleanup();
+    let reserved_before = reserved();
     let model = Model::new(kind, data.shape, &autodiff);
     let mut learner =
         Learner::new(model, AdamConfig::new().init(), ConstantLr::new(args.learning_rate));
@@ -100,12 +120,21 @@ fn run(args: &Args, data: &Data, trained: &Model, kind: ConvKind) -> Run {
         }
     }
     times.sort();
+    let memory = match (reserved_before, reserved()) {
+        (Some(before), Some(after)) => Memory::DeviceReserved(after.saturating_sub(before)),
+        _ => Memory::StepPeak(peak_memory),
+    };
     Run {
         losses,
         step: times[times.len() / 2],
-        peak_memory,
+        memory,
         accuracy: accuracy(&trained.clone().with_kind(kind), data, &device),
     }
+}
+
+/// Bytes that the device's allocator has reserved, if it has one.
+fn device_reserved(device: &Device) -> Option<usize> {
+    device.memory_pool_usage().map(|usage| usage.bytes_reserved as usize)
 }
 
 /// The first [`STEPS`] batches of the training images, which begin again where there are too few.
@@ -124,7 +153,7 @@ mod tests {
         let run = |losses: &[f64]| Run {
             losses: losses.to_vec(),
             step: Duration::ZERO,
-            peak_memory: 0,
+            memory: Memory::StepPeak(0),
             accuracy: 0.0,
         };
         Comparison { mec: run(mec), burn: run(burn) }

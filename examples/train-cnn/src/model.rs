@@ -135,8 +135,8 @@ mod tests {
     }
 
     #[test]
-    fn scores_every_class_for_grey_and_colour_images_on_both_backends() {
-        for backend in [BackendKind::Flex, BackendKind::Ndarray] {
+    fn scores_every_class_for_grey_and_colour_images_on_all_backends() {
+        for backend in [BackendKind::Flex, BackendKind::Ndarray, BackendKind::Wgpu] {
             let device = backend.device();
             for kind in [ConvKind::Mec, ConvKind::Burn] {
                 for shape in [[1, 28, 28], [3, 32, 32]] {

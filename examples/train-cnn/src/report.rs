@@ -6,7 +6,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::args::{Args, ConvKind};
-use crate::comparison::{Comparison, EARLY, EARLY_TOLERANCE, Run, STEPS, TOLERANCE};
+use crate::comparison::{Comparison, EARLY, EARLY_TOLERANCE, Memory, Run, STEPS, TOLERANCE};
 use crate::data::Data;
 use crate::training::Trained;
 
@@ -80,8 +80,12 @@ impl Display for Report<'_> {
         table.add_row(row("time of a training step", &|_, run| {
             format!("{:.1} ms", 1e3 * run.step.as_secs_f64())
         }));
-        table.add_row(row("peak memory of a training step", &|_, run| {
-            format!("{:.2} MiB", run.peak_memory as f64 / f64::from(1 << 20))
+        let memory = match mec.memory {
+            Memory::StepPeak(_) => "peak memory of a training step",
+            Memory::DeviceReserved(_) => "device memory reserved",
+        };
+        table.add_row(row(memory, &|_, run| {
+            format!("{:.2} MiB", run.memory.bytes() as f64 / f64::from(1 << 20))
         }));
         table.add_row(row("loss of the first step", &|_, run| format!("{:.6}", run.losses[0])));
         table.add_row(row(&format!("loss of step {STEPS}"), &|_, run| {
@@ -95,12 +99,16 @@ impl Display for Report<'_> {
         writeln!(
             f,
             "Steps: {STEPS} with each convolution from seed {}, {} images each. \"About\" is from these.\n\
-             Memory: beyond the batch, the weights and the optimiser's state.\n\
+             Memory: {}.\n\
              Burn's takes {} our time and {} our memory for a step.",
             self.args.seed,
             self.step_images(),
+            match mec.memory {
+                Memory::StepPeak(_) => "beyond the batch, the weights and the optimiser's state",
+                Memory::DeviceReserved(_) => "all that the device's allocator keeps after the steps",
+            },
             ratio(burn.step.as_secs_f64() / mec.step.as_secs_f64()),
-            ratio(burn.peak_memory as f64 / mec.peak_memory as f64),
+            ratio(burn.memory.bytes() as f64 / mec.memory.bytes() as f64),
         )?;
         let verdict = if self.comparison.losses_agree() { "agree" } else { "DISAGREE" };
         writeln!(
@@ -143,7 +151,7 @@ mod tests {
         let run = |step, peak_memory| Run {
             losses: vec![2.0; STEPS],
             step: Duration::from_millis(step),
-            peak_memory,
+            memory: Memory::StepPeak(peak_memory),
             accuracy: 0.975,
         };
         let comparison = Comparison { mec: run(500, 3 << 19), burn: run(1000, 3 << 20) };

@@ -9,6 +9,14 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use mec_core::testing::Problem;
 
 /// Every backend this build has, without autodiff.
+pub fn all_devices() -> Vec<Device> {
+    let mut devices = devices();
+    #[cfg(feature = "wgpu")]
+    devices.push(Device::wgpu(burn::tensor::DeviceKind::default()));
+    devices
+}
+
+/// Those that compute on the CPU, where a new geometry needs no compilation.
 #[allow(deprecated)]
 pub fn devices() -> Vec<Device> {
     vec![

@@ -8,11 +8,12 @@
 use crate::kernel::MAX_VECTORS;
 use crate::{Axis, Geometry};
 
-/// One spatial axis of a correlation: for output `q` and tap `t`, the input position is
+/// One spatial axis of a correlation, which is what the forward pass and each phase of the input
+/// gradient come down to: for output `q` and tap `t`, the input position is
 /// `q * step + base + t * tap_step`, the weight's is `weight_first + t * weight_step`, and the
 /// output's is `q * out_step + out_base`. Positions outside `0..input` read as zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reach {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Reach {
     /// Input positions.
     pub input: usize,
     /// Output positions this correlation computes.
@@ -36,7 +37,8 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    fn forward(axis: &Axis) -> Self {
+    /// Of the forward pass.
+    pub fn forward(axis: &Axis) -> Self {
         Self {
             input: axis.input,
             output: axis.output,
@@ -51,8 +53,9 @@ impl Reach {
         }
     }
 
-    /// The input positions that leave remainder `phase` when divided by the stride.
-    fn phase(axis: &Axis, phase: usize) -> Self {
+    /// Of the input gradient: the positions that leave remainder `phase` when divided by the stride.
+    /// Its input is the output's gradient.
+    pub fn phase(axis: &Axis, phase: usize) -> Self {
         let stride = axis.stride as isize;
         // Where tap `t` of such a position meets `dy`, if it does.
         let meets = |t: usize| {
@@ -86,12 +89,12 @@ impl Reach {
     }
 
     /// Input positions between neighbouring rows of a panel: those in between meet no tap.
-    pub fn unit(&self) -> usize {
+    pub(crate) fn unit(&self) -> usize {
         if self.taps == 1 { self.step } else { gcd(self.step, self.tap_step) }
     }
 
     /// Rows of a panel that `outputs` neighbouring outputs read.
-    pub fn panel_rows(&self, outputs: usize) -> usize {
+    pub(crate) fn panel_rows(&self, outputs: usize) -> usize {
         let unit = self.unit();
         (outputs - 1) * self.step / unit + (self.taps - 1) * self.tap_step / unit + 1
     }

@@ -24,6 +24,7 @@ use crate::{Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD
 use blocks::Blocks;
 use buffer::Fresh;
 use correlation::Correlation;
+pub use correlation::Reach;
 use engine::{Job, Operands};
 use strips::{Strips, TileSize};
 

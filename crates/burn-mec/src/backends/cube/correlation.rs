@@ -1,0 +1,307 @@
+//! The forward pass and the phases of the input gradient: one kernel.
+//!
+//! A cube computes a tile of output positions for a block of output channels. It goes through the
+//! input's channels a few at a time: the patch of those channels is staged once, then the weights of a
+//! few taps after another, and each unit multiplies its own positions by its own channels, with the sums
+//! in registers until the end. Nothing goes back to global memory but the output.
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::prelude::*;
+
+use super::staging::{AxisArgs, Origin, Patch, position_in_patch, stage_patch, tap_in_patch};
+
+/// How the work is cut: all that shapes the compiled kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    /// The input of a tile.
+    pub patch: Patch,
+    /// Units along the output positions and along the output channels.
+    pub units: [usize; 2],
+    /// Output positions of a unit.
+    pub unit_positions: usize,
+    /// Vectors of output channels of a unit.
+    pub unit_vectors: usize,
+    /// Channels in a vector of output channels.
+    pub lanes_out: usize,
+    /// Taps of the whole kernel, vertically and horizontally.
+    pub kernel: [usize; 2],
+    /// Taps whose weights are staged together.
+    pub taps: usize,
+    /// Whether the weight's first axis is the one summed over: in the input gradient.
+    pub transposed: bool,
+}
+
+impl Tile {
+    /// Vectors of output channels of a cube.
+    pub fn block_vectors(&self) -> usize {
+        self.units[1] * self.unit_vectors
+    }
+
+    /// Channels staged together.
+    pub fn channels(&self) -> usize {
+        self.patch.vectors * self.patch.lanes
+    }
+
+    /// Vectors of shared memory that weights take.
+    pub fn weights_len(&self) -> usize {
+        self.taps * self.channels() * self.block_vectors()
+    }
+}
+
+/// How many tiles there are along each direction.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Grid {
+    pub images: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub blocks: usize,
+    pub groups: usize,
+}
+
+/// `input` and `output` are `[batch, channels, height, width]` with any strides, `weight` is
+/// `[channels_out, channels_in / groups, kernel_h, kernel_w]` of the forward pass.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size, NO: Size>(
+    input: &Tensor<Vector<E, NI>>,
+    weight: &Tensor<E>,
+    bias: ComptimeOption<&Tensor<E>>,
+    output: &mut Tensor<Vector<E, NO>>,
+    grid: Grid,
+    height: AxisArgs,
+    width: AxisArgs,
+    channels: usize,
+    outputs: usize,
+    #[comptime] tile: Tile,
+    #[define(N, NI, V, NO)] _lanes: [usize; 4],
+    #[define(E, A)] _dtypes: [ElemType; 2],
+) {
+    let patch = comptime!(tile.patch);
+    let tiles = grid.images * grid.rows * grid.columns * grid.blocks * grid.groups;
+    if CUBE_POS >= tiles {
+        terminate!();
+    }
+    let block = CUBE_POS % grid.blocks;
+    let rest = CUBE_POS / grid.blocks;
+    let tile_column = rest % grid.columns;
+    let rest = rest / grid.columns;
+    let tile_row = rest % grid.rows;
+    let rest = rest / grid.rows;
+    let tile_image = rest % grid.images;
+    let group = rest / grid.images;
+
+    let lanes_out = comptime!(tile.lanes_out);
+    let unit_positions = comptime!(tile.unit_positions);
+    let unit_vectors = comptime!(tile.unit_vectors);
+    let units_n = comptime!(tile.units[1]);
+    let unit_m = UNIT_POS as usize / units_n;
+    let unit_n = UNIT_POS as usize % units_n;
+    let first_output = block * comptime!(tile.block_vectors() * lanes_out);
+
+    let mut stage = Shared::<[Vector<E, N>]>::new_slice(comptime!(patch.len()));
+    let mut weights = Shared::<[Vector<E, V>]>::new_slice(comptime!(tile.weights_len()));
+    let mut sums = Array::<Vector<A, V>>::new(comptime!(unit_positions * unit_vectors));
+    #[unroll]
+    for s in 0..comptime!(unit_positions * unit_vectors) {
+        sums[s] = Vector::zeroed();
+    }
+
+    // Where in the patch the unit's positions lie; those past the tile's end repeat the last.
+    let mut positions = Array::<usize>::new(unit_positions);
+    #[unroll]
+    for i in 0..unit_positions {
+        let p = clamp_max(
+            unit_m + comptime!(i * tile.units[0]),
+            comptime!(patch.positions() - 1).runtime(),
+        );
+        positions[i] = position_in_patch(
+            p / comptime!(patch.tile[1] * patch.tile[2]),
+            p / comptime!(patch.tile[2]) % comptime!(patch.tile[1]),
+            p % comptime!(patch.tile[2]),
+            patch,
+        );
+    }
+
+    let kernel_w = comptime!(tile.kernel[1]);
+    let taps = comptime!(tile.kernel[0] * tile.kernel[1]);
+    let mut origin = Origin {
+        image: tile_image * comptime!(patch.tile[0]),
+        row: tile_row * comptime!(patch.tile[1]),
+        column: tile_column * comptime!(patch.tile[2]),
+        tap_row: 0usize.runtime(),
+        tap_column: 0usize.runtime(),
+        channel: group * channels,
+        channel_end: (group + 1) * channels,
+    };
+
+    for step in 0..channels.div_ceil(comptime!(tile.channels())) {
+        origin.channel = group * channels + step * comptime!(tile.channels());
+        for tap_step in 0..comptime!(taps.div_ceil(tile.taps)) {
+            let first_tap = tap_step * comptime!(tile.taps);
+            // What was staged before has been read.
+            sync_cube();
+            if comptime!(patch.shared) {
+                if tap_step == 0 {
+                    stage_patch::<E, N, NI>(input, &mut stage, &origin, &height, &width, patch);
+                }
+            } else {
+                origin.tap_row = first_tap / kernel_w;
+                origin.tap_column = first_tap % kernel_w;
+                stage_patch::<E, N, NI>(input, &mut stage, &origin, &height, &width, patch);
+            }
+            stage_weights::<E, V>(
+                weight,
+                &mut weights,
+                origin.channel,
+                origin.channel_end,
+                group,
+                first_output,
+                outputs,
+                first_tap,
+                &height,
+                &width,
+                tile,
+            );
+            sync_cube();
+
+            for t in 0..clamp_max(comptime!(taps).runtime() - first_tap, comptime!(tile.taps).runtime()) {
+                let mut offset = t * comptime!(patch.positions() * patch.vectors);
+                if comptime!(patch.shared) {
+                    let tap = first_tap + t;
+                    offset = tap_in_patch(tap / kernel_w, tap % kernel_w, patch);
+                }
+                for vector in 0..comptime!(patch.vectors) {
+                    let mut a = Array::<Vector<A, N>>::new(unit_positions);
+                    #[unroll]
+                    for i in 0..unit_positions {
+                        a[i] = Vector::cast_from(stage[positions[i] + offset + vector]);
+                    }
+                    let row = (t * comptime!(tile.channels()) + vector * comptime!(patch.lanes))
+                        * comptime!(tile.block_vectors())
+                        + unit_n;
+                    #[unroll]
+                    for k in 0..comptime!(patch.lanes) {
+                        #[unroll]
+                        for j in 0..unit_vectors {
+                            let b = Vector::<A, V>::cast_from(
+                                weights[row + comptime!(k * tile.block_vectors() + j * units_n)],
+                            );
+                            #[unroll]
+                            for i in 0..unit_positions {
+                                let s = comptime!(i * unit_vectors + j);
+                                let x = Vector::<A, V>::broadcast(a[i].extract(k));
+                                sums[s] = fma(x, b, sums[s]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    let lanes_store = output.vector_size();
+    #[unroll]
+    for i in 0..unit_positions {
+        let p = unit_m + comptime!(i * tile.units[0]);
+        let image = origin.image + p / comptime!(patch.tile[1] * patch.tile[2]);
+        let row = origin.row + p / comptime!(patch.tile[2]) % comptime!(patch.tile[1]);
+        let column = origin.column + p % comptime!(patch.tile[2]);
+        if p < comptime!(patch.positions())
+            && image < output.shape(0)
+            && row < height.output
+            && column < width.output
+        {
+            let at = image * output.stride(0)
+                + (row * height.out_step + height.out_base) * output.stride(2)
+                + (column * width.out_step + width.out_base) * output.stride(3);
+            #[unroll]
+            for j in 0..unit_vectors {
+                let first = first_output + (unit_n + comptime!(j * units_n)) * lanes_out;
+                let sum = sums[comptime!(i * unit_vectors + j)];
+                #[unroll]
+                for chunk in 0..comptime!(lanes_out / lanes_store) {
+                    let o = first + comptime!(chunk * lanes_store);
+                    if o < outputs {
+                        let channel = group * outputs + o;
+                        let mut value = Vector::<E, NO>::zeroed();
+                        #[unroll]
+                        for lane in 0..lanes_store {
+                            let mut y = sum.extract(comptime!(chunk * lanes_store + lane));
+                            #[comptime]
+                            if let ComptimeOption::Some(bias) = &bias {
+                                y += A::cast_from(bias[(channel + lane) * bias.stride(0)]);
+                            }
+                            value.insert(lane, E::cast_from(y));
+                        }
+                        let to = (at + channel * output.stride(1)) / lanes_store;
+                        output[to] = value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Brings the weights of some taps into shared memory, `[tap][channel][output channel]`.
+#[cube]
+fn stage_weights<E: Float, V: Size>(
+    weight: &Tensor<E>,
+    stage: &mut Shared<[Vector<E, V>]>,
+    first_channel: usize,
+    channel_end: usize,
+    group: usize,
+    first_output: usize,
+    outputs: usize,
+    first_tap: usize,
+    height: &AxisArgs,
+    width: &AxisArgs,
+    #[comptime] tile: Tile,
+) {
+    let staged_taps = comptime!(tile.taps);
+    let staged_channels = comptime!(tile.channels());
+    let block_vectors = comptime!(tile.block_vectors());
+    let lanes_out = comptime!(tile.lanes_out);
+    let kernel_w = comptime!(tile.kernel[1]);
+    let taps = comptime!(tile.kernel[0] * tile.kernel[1]);
+    let units = comptime!(tile.patch.units);
+    let len = comptime!(tile.weights_len());
+    for turn in 0..comptime!(len.div_ceil(units)) {
+        let index = turn * units + UNIT_POS as usize;
+        if index < len {
+            // Neighbouring units read along the weight's own order, as far as the tile goes.
+            let t = index % staged_taps;
+            let rest = index / staged_taps;
+            let mut c = rest % staged_channels;
+            let mut o = rest / staged_channels;
+            if comptime!(tile.transposed) {
+                o = rest % block_vectors;
+                c = rest / block_vectors;
+            }
+            let tap = first_tap + t;
+            let channel = first_channel + c;
+            let output = first_output + o * lanes_out;
+            let mut value = Vector::<E, V>::zeroed();
+            if tap < taps && channel < channel_end {
+                let row = height.weight_first + (tap / kernel_w) as i32 * height.weight_step;
+                let column = width.weight_first + (tap % kernel_w) as i32 * width.weight_step;
+                // The weight has a group's channels only along its second axis.
+                let mut along_output = weight.stride(0);
+                let mut at = row as usize * weight.stride(2) + column as usize * weight.stride(3);
+                if comptime!(tile.transposed) {
+                    along_output = weight.stride(1);
+                    at += channel * weight.stride(0) + output * weight.stride(1);
+                } else {
+                    let channels = weight.shape(1);
+                    at += (group * outputs + output) * weight.stride(0)
+                        + (channel - group * channels) * weight.stride(1);
+                }
+                #[unroll]
+                for lane in 0..lanes_out {
+                    if output + lane < outputs {
+                        value.insert(lane, weight[at + lane * along_output]);
+                    }
+                }
+            }
+            stage[(t * staged_channels + c) * block_vectors + o] = value;
+        }
+    }
+}

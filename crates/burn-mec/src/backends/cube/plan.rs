@@ -1,0 +1,398 @@
+//! How a problem is cut into tiles: chosen from the problem and the device, without trial runs.
+//!
+//! Tiles are few sizes, so all of them are tried on a model: the multiply-adds of a unit, what it reads
+//! for them, what it stages, and how often it waits, times how many rounds of cubes the device needs.
+
+use mec_core::{Geometry, Reach};
+
+use super::correlation;
+use super::device::{Costs, Device};
+use super::staging::Patch;
+use super::weight_gradient;
+
+/// A pass as the kernels see it: correlations along two axes, of one group's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Problem {
+    pub batch: usize,
+    pub groups: usize,
+    /// Channels of the input, for each group.
+    pub channels: usize,
+    /// Channels of the output, for each group.
+    pub outputs: usize,
+    pub height: Reach,
+    pub width: Reach,
+    /// Whether neighbouring channels of the input are neighbours in memory.
+    pub channels_last: bool,
+    /// Bytes of an element.
+    pub element_bytes: usize,
+}
+
+impl Problem {
+    pub fn forward(g: &Geometry, channels_last: bool, element_bytes: usize) -> Self {
+        Self {
+            batch: g.batch,
+            groups: g.groups,
+            channels: g.channels_in / g.groups,
+            outputs: g.channels_out / g.groups,
+            height: Reach::forward(&g.height),
+            width: Reach::forward(&g.width),
+            channels_last,
+            element_bytes,
+        }
+    }
+
+    /// The input positions that leave the remainders `phase` when divided by the strides.
+    pub fn input_gradient(
+        g: &Geometry,
+        phase: [usize; 2],
+        channels_last: bool,
+        element_bytes: usize,
+    ) -> Self {
+        let mut problem = Self {
+            batch: g.batch,
+            groups: g.groups,
+            channels: g.channels_out / g.groups,
+            outputs: g.channels_in / g.groups,
+            height: Reach::phase(&g.height, phase[0]),
+            width: Reach::phase(&g.width, phase[1]),
+            channels_last,
+            element_bytes,
+        };
+        if problem.height.taps == 0 || problem.width.taps == 0 {
+            // Nothing to sum: one tap over no channels stores the zeros.
+            problem.channels = 0;
+            problem.height.taps = 1;
+            problem.width.taps = 1;
+        }
+        problem
+    }
+
+    /// Lanes of a vector of `count` channels: three are padded to four, since a vector is read in
+    /// about the time of one number.
+    fn lanes(count: usize) -> usize {
+        match count {
+            0 | 1 => 1,
+            2 => 2,
+            _ => 4,
+        }
+    }
+
+    fn axes(&self) -> [&Reach; 2] {
+        [&self.height, &self.width]
+    }
+
+    fn patch(&self, tile: [usize; 3], taps: [usize; 2], shared: bool) -> Patch {
+        Patch {
+            tile,
+            step: self.axes().map(|axis| axis.step),
+            tap_step: self.axes().map(|axis| axis.tap_step),
+            taps,
+            shared,
+            vectors: 1,
+            lanes: Self::lanes(self.channels),
+            channels_last: self.channels_last,
+            units: 1,
+        }
+    }
+
+    /// What staging a vector of `lanes` of the input costs.
+    fn stage_cost(&self, costs: &Costs, lanes: usize) -> f64 {
+        let single = if self.channels_last && self.channels.is_multiple_of(lanes) { 1 } else { lanes };
+        costs.stage + costs.stage_lane * single as f64
+    }
+
+    /// Shapes of at most `positions` output positions, and how many of each there are: rows and
+    /// columns divided evenly, and several images where one does not fill a tile.
+    fn shapes(&self, positions: usize) -> impl Iterator<Item = [usize; 3]> {
+        let (rows, columns) = (self.height.output.max(1), self.width.output.max(1));
+        let widths = (1..=8usize)
+            .map(move |parts| columns.div_ceil(parts))
+            .chain([4, 8, 16, 32].map(|width| width.min(columns)));
+        let batch = self.batch;
+        widths.filter(move |&width| width <= positions).map(move |width| {
+            let most = (positions / width).min(rows);
+            let height = rows.div_ceil(rows.div_ceil(most));
+            let whole = width == columns && height == rows;
+            let images = if whole { (positions / (width * height)).clamp(1, batch.max(1)) } else { 1 };
+            [images, height, width]
+        })
+    }
+
+    /// Tiles along images, rows and columns.
+    pub fn tiles(&self, tile: [usize; 3]) -> [usize; 3] {
+        [
+            self.batch.div_ceil(tile[0]),
+            self.height.output.div_ceil(tile[1]),
+            self.width.output.div_ceil(tile[2]),
+        ]
+    }
+}
+
+/// Divisions of a cube's units that are tried: along rows of the sums, along columns.
+const UNITS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+/// The tile of the forward pass, or of one phase of the input gradient.
+///
+/// `None` if the device has not the shared memory for the smallest.
+pub(super) fn correlation_tile(
+    problem: &Problem,
+    transposed: bool,
+    device: &Device,
+) -> Option<correlation::Tile> {
+    let costs = device.costs();
+    let lanes = Problem::lanes(problem.channels);
+    let lanes_out = Problem::lanes(problem.outputs);
+    let kernel = [problem.height.taps, problem.width.taps];
+    let taps = kernel[0] * kernel[1];
+    let budget = device.shared_bytes / problem.element_bytes;
+    let mut best: Option<(f64, correlation::Tile)> = None;
+
+    for &units_n in &UNITS[..5] {
+        for unit_vectors in [1, 2, 4] {
+            let block = units_n * unit_vectors * lanes_out;
+            // Not more than one vector of each unit is wasted.
+            if block >= problem.outputs + units_n * lanes_out && (units_n, unit_vectors) != (1, 1) {
+                continue;
+            }
+            let blocks = problem.outputs.div_ceil(block).max(1);
+            for &units_m in &UNITS {
+                let units = units_m * units_n;
+                if units > device.max_units.min(256) || units < 8 {
+                    continue;
+                }
+                for unit_positions in [1, 2, 4, 8, 16] {
+                    let sums = unit_positions * unit_vectors * lanes_out;
+                    if sums > costs.sums {
+                        continue;
+                    }
+                    for shape in problem.shapes(units_m * unit_positions) {
+                        for shared in [true, false] {
+                            if shared && taps <= 1 {
+                                continue;
+                            }
+                            let staged_taps = if shared { kernel } else { [1, 1] };
+                            let mut patch = problem.patch(shape, staged_taps, shared);
+                            patch.units = units;
+                            let tile = correlation::Tile {
+                                patch,
+                                units: [units_m, units_n],
+                                unit_positions,
+                                unit_vectors,
+                                lanes_out,
+                                kernel,
+                                taps: 1,
+                                transposed,
+                            };
+                            for vectors in [1, 2, 4, 8] {
+                                if vectors > 1 && vectors > problem.channels.div_ceil(lanes) {
+                                    continue;
+                                }
+                                let mut tile = tile;
+                                tile.patch.vectors = vectors;
+                                let left = budget.checked_sub(tile.patch.len() * lanes);
+                                let fit = left.map_or(0, |left| {
+                                    left / (tile.channels() * tile.block_vectors() * lanes_out)
+                                });
+                                if fit == 0 {
+                                    continue;
+                                }
+                                tile.taps = if shared { fit.min(taps).max(1) } else { 1 };
+                                let time = problem.time(&tile, &costs, device, blocks);
+                                if best.as_ref().is_none_or(|(least, _)| time < *least) {
+                                    best = Some((time, tile));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    best.map(|(_, tile)| tile)
+}
+
+impl Problem {
+    /// The model's time of a correlation, in multiply-adds of a unit.
+    fn time(
+        &self,
+        tile: &correlation::Tile,
+        costs: &Costs,
+        device: &Device,
+        blocks: usize,
+    ) -> f64 {
+        let patch = &tile.patch;
+        let taps = (tile.kernel[0] * tile.kernel[1]) as f64;
+        let channel_steps = self.channels.div_ceil(tile.channels()) as f64;
+        let tap_steps = (taps / tile.taps as f64).ceil();
+        let units = patch.units as f64;
+        let turns = |len: usize| (len as f64 / units).ceil();
+
+        let steps = channel_steps * taps * patch.vectors as f64;
+        let (m, n) = (tile.unit_positions as f64, tile.unit_vectors as f64);
+        let (lanes, lanes_out) = (patch.lanes as f64, tile.lanes_out as f64);
+        let multiply = steps * m * n * lanes * lanes_out;
+        let read = |lanes: f64| costs.read + costs.read_lane * lanes;
+        let reads = steps * (m * read(lanes) + lanes * n * read(lanes_out));
+        let patches = channel_steps * if patch.shared { 1.0 } else { tap_steps };
+        let stage = patches * turns(patch.len()) * self.stage_cost(costs, patch.lanes)
+            + channel_steps
+                * tap_steps
+                * turns(tile.weights_len())
+                * (costs.stage + costs.stage_lane * lanes_out);
+        let barriers = channel_steps * tap_steps * 2.0 * costs.barrier;
+        let unit = multiply + reads + stage + barriers;
+
+        let cubes = self.tiles(patch.tile).iter().product::<usize>() * blocks * self.groups;
+        rounds(cubes, patch.units, device) * unit
+    }
+}
+
+/// How long `cubes` cubes of `units` units take, in times of one unit.
+fn rounds(cubes: usize, units: usize, device: &Device) -> f64 {
+    if device.software {
+        // A core runs a cube's units eight at a time, one after the other.
+        return cubes.div_ceil(device.room) as f64 * (units as f64 / 8.0).ceil();
+    }
+    // A multiprocessor works on 128 units at a time, and hides its latency with twice as many.
+    let full = cubes.div_ceil(device.room) as f64 * (units as f64 / 128.0);
+    full.max(cubes.div_ceil(device.room) as f64 * 0.5)
+}
+
+/// Bytes that the partial sums of a weight gradient may take, over all cubes.
+pub(super) const PARTIAL_BYTES: usize = 1 << 20;
+
+/// The tile of the weight gradient, and how many cubes share the work of a block.
+///
+/// `None` if the device has not the shared memory for the smallest.
+pub(super) fn weight_gradient_tile(
+    problem: &Problem,
+    bias: bool,
+    partial_limit: usize,
+    device: &Device,
+) -> Option<(weight_gradient::Tile, usize)> {
+    let costs = device.costs();
+    let lanes = Problem::lanes(problem.channels);
+    let lanes_out = Problem::lanes(problem.outputs);
+    let kernel = [problem.height.taps, problem.width.taps];
+    let budget = device.shared_bytes / problem.element_bytes;
+    let result = problem.groups * problem.outputs * (problem.channels * kernel[0] * kernel[1] + 1);
+    let mut best: Option<(f64, (weight_gradient::Tile, usize))> = None;
+
+    let tap_blocks = [
+        kernel,
+        [1, kernel[1]],
+        [kernel[0].div_ceil(2), kernel[1]],
+        [1, kernel[1].div_ceil(2)],
+        [1, 1],
+    ];
+    for taps in tap_blocks {
+        for vectors in [1, 2, 4, 8, 16] {
+            if vectors > 1 && vectors > problem.channels.div_ceil(lanes) {
+                continue;
+            }
+            let rows = taps[0] * taps[1] * vectors;
+            for &units_m in &UNITS {
+                let unit_rows = rows.div_ceil(units_m);
+                for &units_n in &UNITS[..5] {
+                    let units = units_m * units_n;
+                    if units > device.max_units.min(256) || units < 8 {
+                        continue;
+                    }
+                    for unit_vectors in [1, 2, 4] {
+                        let sums = unit_rows * lanes * unit_vectors * lanes_out;
+                        let block = units_n * unit_vectors * lanes_out;
+                        let wasteful = block >= problem.outputs + units_n * lanes_out
+                            && (units_n, unit_vectors) != (1, 1);
+                        if sums > costs.sums || wasteful {
+                            continue;
+                        }
+                        for positions in [16, 32, 64, 128] {
+                            for shape in problem.shapes(positions) {
+                                for shared in [true, false] {
+                                    if shared && taps == [1, 1] {
+                                        continue;
+                                    }
+                                    let mut patch = problem.patch(shape, taps, shared);
+                                    patch.vectors = vectors;
+                                    patch.units = units;
+                                    let tile = weight_gradient::Tile {
+                                        patch,
+                                        units: [units_m, units_n],
+                                        unit_rows,
+                                        unit_vectors,
+                                        lanes_out,
+                                        kernel,
+                                        bias,
+                                    };
+                                    let shared_len =
+                                        patch.len() * lanes + tile.gradient_len() * lanes_out;
+                                    if shared_len > budget {
+                                        continue;
+                                    }
+                                    let fit = partial_limit / (result * 4).max(1);
+                                    let (time, splits) =
+                                        problem.gradient_time(&tile, &costs, device, fit);
+                                    if best.as_ref().is_none_or(|(least, _)| time < *least) {
+                                        best = Some((time, (tile, splits)));
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    best.map(|(_, choice)| choice)
+}
+
+impl Problem {
+    /// Blocks of output channels, of input channels, and of taps along both axes.
+    pub fn blocks(&self, tile: &weight_gradient::Tile) -> [usize; 4] {
+        let patch = &tile.patch;
+        [
+            self.outputs.div_ceil(tile.block_vectors() * tile.lanes_out),
+            self.channels.div_ceil(patch.vectors * patch.lanes),
+            tile.kernel[0].div_ceil(patch.taps[0]),
+            tile.kernel[1].div_ceil(patch.taps[1]),
+        ]
+    }
+
+    /// The model's time of a weight gradient, and the splits it is for: at most `fit`.
+    fn gradient_time(
+        &self,
+        tile: &weight_gradient::Tile,
+        costs: &Costs,
+        device: &Device,
+        fit: usize,
+    ) -> (f64, usize) {
+        let patch = &tile.patch;
+        let units = patch.units as f64;
+        let turns = |len: usize| (len as f64 / units).ceil();
+        let (m, n) = (tile.unit_rows as f64, tile.unit_vectors as f64);
+        let (lanes, lanes_out) = (patch.lanes as f64, tile.lanes_out as f64);
+        let positions = patch.positions() as f64;
+        let read = |lanes: f64| costs.read + costs.read_lane * lanes;
+        let multiply = positions * m * n * lanes * lanes_out;
+        let reads = positions * (m * read(lanes) + n * read(lanes_out));
+        let single = if self.channels_last { 1.0 } else { lanes_out };
+        let stage = turns(patch.len()) * self.stage_cost(costs, patch.lanes)
+            + turns(tile.gradient_len()) * (costs.stage + costs.stage_lane * single);
+        let unit = multiply + reads + stage + 2.0 * costs.barrier;
+
+        let tiles = self.tiles(patch.tile).iter().product::<usize>();
+        let blocks = self.blocks(tile).iter().product::<usize>() * self.groups;
+        let time = |splits: usize| {
+            let each = tiles.div_ceil(splits) as f64 * unit;
+            // Writing and adding the partial sums, which the device's whole width shares.
+            let extra = if splits > 1 { 4.0 * costs.stage * m * n * lanes } else { 0.0 };
+            rounds(blocks * splits, patch.units, device) * (each + extra)
+        };
+        let splits = device.room.div_ceil(blocks.max(1)).min(fit).min(tiles).max(1);
+        [1, splits, (2 * splits).min(fit.max(1)).min(tiles.max(1))]
+            .into_iter()
+            .map(|splits| (time(splits), splits))
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .expect("there are three")
+    }
+}

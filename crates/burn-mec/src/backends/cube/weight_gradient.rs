@@ -1,0 +1,328 @@
+//! The gradients in the weight and the bias.
+//!
+//! A cube computes a block of the weight's gradient: some taps and input channels by some output
+//! channels. It goes through tiles of output positions, stages the patch of the input that the taps
+//! meet and the output's gradient, and sums in registers. Where there are fewer blocks than the device
+//! has room for, tiles are dealt out to several cubes for each block, whose partial sums a second kernel
+//! adds in a fixed order: the result is the same bits in every run, and no atomics are used.
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::prelude::*;
+
+use super::staging::{
+    AxisArgs, Origin, Patch, position_in_patch, stage_patch, tap_in_patch,
+};
+
+/// How the work is cut: all that shapes the compiled kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    /// The input of a tile. Its taps are those of a block.
+    pub patch: Patch,
+    /// Units along taps and input channels, and along output channels.
+    pub units: [usize; 2],
+    /// Vectors of (tap, input channels) of a unit.
+    pub unit_rows: usize,
+    /// Vectors of output channels of a unit.
+    pub unit_vectors: usize,
+    /// Channels in a vector of output channels.
+    pub lanes_out: usize,
+    /// Taps of the whole kernel, vertically and horizontally.
+    pub kernel: [usize; 2],
+    /// Whether the gradient in the bias is computed too.
+    pub bias: bool,
+}
+
+impl Tile {
+    /// Vectors of output channels of a block.
+    pub fn block_vectors(&self) -> usize {
+        self.units[1] * self.unit_vectors
+    }
+
+    /// Vectors of (tap, input channels) of a block.
+    pub fn rows(&self) -> usize {
+        self.patch.taps[0] * self.patch.taps[1] * self.patch.vectors
+    }
+
+    /// Vectors of shared memory that the output's gradient takes.
+    pub fn gradient_len(&self) -> usize {
+        self.patch.positions() * self.block_vectors()
+    }
+}
+
+/// How many there are of what the cubes are numbered by.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Grid {
+    /// Blocks of output channels, of input channels, and of taps along both axes.
+    pub output_blocks: usize,
+    pub channel_blocks: usize,
+    pub tap_rows: usize,
+    pub tap_columns: usize,
+    pub groups: usize,
+    /// Cubes that share the tiles of a block.
+    pub splits: usize,
+    /// Tiles of output positions.
+    pub images: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// `x` and `dy` are `[batch, channels, height, width]` with any strides; `result` is `splits` times the
+/// weight's gradient, row-major, and `bias` `splits` times the bias's.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size, NI: Size, V: Size, NO: Size>(
+    x: &Tensor<Vector<E, NI>>,
+    dy: &Tensor<Vector<E, NO>>,
+    result: &mut [R],
+    bias: ComptimeOption<&mut [R]>,
+    grid: Grid,
+    height: AxisArgs,
+    width: AxisArgs,
+    channels: usize,
+    outputs: usize,
+    #[comptime] tile: Tile,
+    #[define(N, NI, V, NO)] _lanes: [usize; 4],
+    #[define(E, A, R)] _dtypes: [ElemType; 3],
+) {
+    let patch = comptime!(tile.patch);
+    let blocks = grid.output_blocks * grid.channel_blocks * grid.tap_rows * grid.tap_columns;
+    if CUBE_POS >= blocks * grid.groups * grid.splits {
+        terminate!();
+    }
+    let output_block = CUBE_POS % grid.output_blocks;
+    let rest = CUBE_POS / grid.output_blocks;
+    let channel_block = rest % grid.channel_blocks;
+    let rest = rest / grid.channel_blocks;
+    let tap_column = rest % grid.tap_columns * comptime!(patch.taps[1]);
+    let rest = rest / grid.tap_columns;
+    let tap_row = rest % grid.tap_rows * comptime!(patch.taps[0]);
+    let rest = rest / grid.tap_rows;
+    let group = rest % grid.groups;
+    let split = rest / grid.groups;
+
+    let lanes = comptime!(patch.lanes);
+    let lanes_out = comptime!(tile.lanes_out);
+    let unit_rows = comptime!(tile.unit_rows);
+    let unit_vectors = comptime!(tile.unit_vectors);
+    let units_n = comptime!(tile.units[1]);
+    let unit_m = UNIT_POS as usize / units_n;
+    let unit_n = UNIT_POS as usize % units_n;
+    let block_vectors = comptime!(tile.block_vectors());
+    let first_output = output_block * comptime!(block_vectors * lanes_out);
+    let first_channel = channel_block * comptime!(patch.vectors * lanes);
+
+    let mut stage = Shared::<[Vector<E, N>]>::new_slice(comptime!(patch.len()));
+    let mut gradient = Shared::<[Vector<E, V>]>::new_slice(comptime!(tile.gradient_len()));
+    let mut sums = Array::<Vector<A, V>>::new(comptime!(unit_rows * lanes * unit_vectors));
+    #[unroll]
+    for s in 0..comptime!(unit_rows * lanes * unit_vectors) {
+        sums[s] = Vector::zeroed();
+    }
+    let mut bias_sums = Array::<Vector<A, V>>::new(unit_vectors);
+    #[unroll]
+    for s in 0..unit_vectors {
+        bias_sums[s] = Vector::zeroed();
+    }
+
+    // Where in the patch the unit's taps and channels lie; those past the block's end repeat the last.
+    let mut offsets = Array::<usize>::new(unit_rows);
+    #[unroll]
+    for i in 0..unit_rows {
+        let m = clamp_max(unit_m + comptime!(i * tile.units[0]), comptime!(tile.rows() - 1).runtime());
+        let tap = m / comptime!(patch.vectors);
+        offsets[i] = tap_in_patch(
+            tap / comptime!(patch.taps[1]),
+            tap % comptime!(patch.taps[1]),
+            patch,
+        ) + m % comptime!(patch.vectors);
+    }
+
+    let tiles = grid.images * grid.rows * grid.columns;
+    let mut origin = Origin {
+        image: 0usize.runtime(),
+        row: 0usize.runtime(),
+        column: 0usize.runtime(),
+        tap_row,
+        tap_column,
+        channel: group * channels + first_channel,
+        channel_end: (group + 1) * channels,
+    };
+
+    // A whole share of neighbouring tiles for each split, so that they meet the caches.
+    let share = tiles.div_ceil(grid.splits);
+    let first_tile = split * share;
+    for at in first_tile..clamp_max(first_tile + share, tiles) {
+        origin.column = at % grid.columns * comptime!(patch.tile[2]);
+        origin.row = at / grid.columns % grid.rows * comptime!(patch.tile[1]);
+        origin.image = at / grid.columns / grid.rows * comptime!(patch.tile[0]);
+        // What was staged before has been read.
+        sync_cube();
+        stage_patch::<E, N, NI>(x, &mut stage, &origin, &height, &width, patch);
+        stage_gradient::<E, V, NO>(
+            dy, &mut gradient, &origin, group * outputs, first_output, outputs, &height, &width, tile,
+        );
+        sync_cube();
+
+        // Positions beyond the output are left out: a zero there would not outweigh a NaN in the patch.
+        let images = clamp_max(dy.shape(0) - origin.image, comptime!(patch.tile[0]).runtime());
+        let rows = clamp_max(height.output - origin.row, comptime!(patch.tile[1]).runtime());
+        let columns = clamp_max(width.output - origin.column, comptime!(patch.tile[2]).runtime());
+        for image in 0..images {
+            for row in 0..rows {
+                for column in 0..columns {
+                    let position = position_in_patch(image, row, column, patch);
+                    let from = ((image * comptime!(patch.tile[1]) + row) * comptime!(patch.tile[2])
+                        + column)
+                        * block_vectors
+                        + unit_n;
+                    let mut b = Array::<Vector<A, V>>::new(unit_vectors);
+                    #[unroll]
+                    for j in 0..unit_vectors {
+                        b[j] = Vector::cast_from(gradient[from + comptime!(j * units_n)]);
+                        if comptime!(tile.bias) {
+                            bias_sums[j] += b[j];
+                        }
+                    }
+                    #[unroll]
+                    for i in 0..unit_rows {
+                        let a = Vector::<A, N>::cast_from(stage[position + offsets[i]]);
+                        #[unroll]
+                        for k in 0..lanes {
+                            let x = Vector::<A, V>::broadcast(a.extract(k));
+                            #[unroll]
+                            for j in 0..unit_vectors {
+                                let s = comptime!((i * lanes + k) * unit_vectors + j);
+                                sums[s] = fma(x, b[j], sums[s]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    let kernel_h = comptime!(tile.kernel[0]);
+    let kernel_w = comptime!(tile.kernel[1]);
+    let taps = comptime!(kernel_h * kernel_w);
+    let copy = split * grid.groups;
+    #[unroll]
+    for i in 0..unit_rows {
+        let m = unit_m + comptime!(i * tile.units[0]);
+        let tap = m / comptime!(patch.vectors);
+        let row = tap_row + tap / comptime!(patch.taps[1]);
+        let column = tap_column + tap % comptime!(patch.taps[1]);
+        let first = first_channel + m % comptime!(patch.vectors) * lanes;
+        if m < comptime!(tile.rows()) && row < kernel_h && column < kernel_w {
+            #[unroll]
+            for k in 0..lanes {
+                let channel = first + k;
+                if channel < channels {
+                    #[unroll]
+                    for j in 0..unit_vectors {
+                        let sum = sums[comptime!((i * lanes + k) * unit_vectors + j)];
+                        #[unroll]
+                        for lane in 0..lanes_out {
+                            let o = first_output + (unit_n + comptime!(j * units_n)) * lanes_out + lane;
+                            if o < outputs {
+                                let at = (((copy + group) * outputs + o) * channels + channel) * taps
+                                    + row * kernel_w
+                                    + column;
+                                result[at] = R::cast_from(sum.extract(lane));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    #[comptime]
+    if let ComptimeOption::Some(bias) = bias {
+        if unit_m == 0 && channel_block == 0 && tap_row == 0 && tap_column == 0 {
+            #[unroll]
+            for j in 0..unit_vectors {
+                let sum = bias_sums[j];
+                #[unroll]
+                for lane in 0..lanes_out {
+                    let o = first_output + (unit_n + comptime!(j * units_n)) * lanes_out + lane;
+                    if o < outputs {
+                        bias[(copy + group) * outputs + o] = R::cast_from(sum.extract(lane));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Brings the output's gradient of a tile into shared memory, `[position][output channel]`.
+#[cube]
+fn stage_gradient<E: Float, V: Size, NO: Size>(
+    dy: &Tensor<Vector<E, NO>>,
+    stage: &mut Shared<[Vector<E, V>]>,
+    origin: &Origin,
+    group_output: usize,
+    first_output: usize,
+    outputs: usize,
+    height: &AxisArgs,
+    width: &AxisArgs,
+    #[comptime] tile: Tile,
+) {
+    let patch = comptime!(tile.patch);
+    let block_vectors = comptime!(tile.block_vectors());
+    let lanes_out = comptime!(tile.lanes_out);
+    let positions = comptime!(patch.positions());
+    let len = comptime!(tile.gradient_len());
+    let units = comptime!(patch.units);
+    let lanes_in = dy.vector_size();
+    for turn in 0..comptime!(len.div_ceil(units)) {
+        let index = turn * units + UNIT_POS as usize;
+        if index < len {
+            let mut p = index / block_vectors;
+            let mut v = index % block_vectors;
+            if comptime!(lanes_in == 1) {
+                // Neighbouring columns are more likely to be neighbours in memory.
+                p = index % positions;
+                v = index / positions;
+            }
+            let image = origin.image + p / comptime!(patch.tile[1] * patch.tile[2]);
+            let row = origin.row + p / comptime!(patch.tile[2]) % comptime!(patch.tile[1]);
+            let column = origin.column + p % comptime!(patch.tile[2]);
+            let first = first_output + v * lanes_out;
+            let mut value = Vector::<E, V>::zeroed();
+            if image < dy.shape(0) && row < height.output && column < width.output {
+                let at = image * dy.stride(0)
+                    + (group_output + first) * dy.stride(1)
+                    + row * dy.stride(2)
+                    + column * dy.stride(3);
+                #[unroll]
+                for chunk in 0..comptime!(lanes_out / lanes_in) {
+                    if first + chunk < outputs {
+                        let read = dy[(at + chunk * dy.stride(1)) / lanes_in];
+                        #[unroll]
+                        for lane in 0..lanes_in {
+                            value.insert(comptime!(chunk * lanes_in + lane), read.extract(lane));
+                        }
+                    }
+                }
+            }
+            stage[p * block_vectors + v] = value;
+        }
+    }
+}
+
+/// Adds `splits` copies of `result`, the first first.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn sum_splits_kernel<E: Float, A: Float>(
+    partial: &[A],
+    result: &mut [E],
+    len: usize,
+    splits: usize,
+    #[define(E, A)] _dtypes: [ElemType; 2],
+) {
+    if ABSOLUTE_POS >= len {
+        terminate!();
+    }
+    let mut sum = partial[ABSOLUTE_POS];
+    for split in 1..splits {
+        sum += partial[split * len + ABSOLUTE_POS];
+    }
+    result[ABSOLUTE_POS] = E::cast_from(sum);
+}
