@@ -29,7 +29,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `predict` | [`model`], [`predict`], [`paper`]: networks as data, and the memory they should take |
+//! | `predict` | [`model`], [`predict`], [`paper`], [`report`]: networks as data, and the memory they should take |
 //! | `burn` | [`profile_step`] and [`network`]: the memory a training step of a Burn model takes |
 //! | `cli` | the command `mec` |
 #![cfg_attr(not(feature = "cli"), allow(rustdoc::broken_intra_doc_links))]
@@ -50,6 +50,8 @@ pub mod paper;
 #[cfg(feature = "predict")]
 pub mod predict;
 #[cfg(feature = "predict")]
+pub mod report;
+#[cfg(feature = "predict")]
 mod shadow;
 #[cfg(feature = "burn")]
 mod step;
@@ -62,8 +64,8 @@ pub use error::Error;
 #[cfg(feature = "predict")]
 pub(crate) use error::toml_file;
 #[cfg(feature = "predict")]
-pub use memory::{Backend, Convolution, Optimizer, Pass, StepMemory};
+pub use memory::{Backend, Convolution, DeviceMemory, Optimizer, Pass, StepMemory};
 #[cfg(feature = "burn")]
-pub use step::{DeviceMemory, Measured, measure_step, profile_step};
+pub use step::{Measured, measure_step, profile_step};
 #[cfg(feature = "predict")]
 pub use zoo::{BUILT_IN, BuiltIn};

@@ -132,6 +132,16 @@ impl StepMemory {
     }
 }
 
+/// What a graphics card reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMemory {
+    /// Most bytes that were in use when the forward pass, the backward pass or the step had ended.
+    pub in_use: u64,
+    /// Bytes that the device's allocator has taken from the driver by the end, for tensors, for what
+    /// the kernels took in between, and for reuse.
+    pub reserved: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

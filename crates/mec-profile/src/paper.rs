@@ -3,7 +3,7 @@
 //! The formulas are those of Cho & Brand (ICML 2017) as [`mec_core::Footprint`] has them; what the
 //! strips take is what their plan says; and each can be measured.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mec_core::catalogue::{self, Layer};
 use mec_core::{Error as CoreError, Geometry, Pass, Plan, Settings, View, forward, im2col, paper};
@@ -69,7 +69,7 @@ pub struct Measurements {
 pub struct Measurement {
     /// Peak beside operands and result, in bytes.
     pub workspace: u64,
-    /// Time of the call, in seconds.
+    /// Median time of a call, in seconds.
     pub seconds: f64,
 }
 
@@ -189,6 +189,9 @@ pub fn memory(layer: &Layer, batch: usize) -> Result<LayerMemory, Error> {
     })
 }
 
+/// Calls of which the time is the median, and the memory that of the one that took most.
+const CALLS: usize = 3;
+
 /// Runs the forward pass of `layer` each way, and measures it.
 ///
 /// # Errors
@@ -206,19 +209,18 @@ pub fn measurements(layer: &Layer, batch: usize) -> Result<Measurements, Error> 
     let x = View::contiguous(&x, geometry.input_shape()).map_err(&wrong)?;
     let weight = View::contiguous(&weight, geometry.weight_shape()).map_err(&wrong)?;
     let timed = |run: &dyn Fn() -> Result<Vec<f32>, CoreError>| -> Result<Measurement, Error> {
-        let ((y, time), MemoryUse { peak, .. }) = measure(|| {
+        let (mut workspace, mut times) = (0, [0.0; CALLS]);
+        for time in &mut times {
             let start = Instant::now();
-            let y = run();
-            (y, start.elapsed())
-        });
-        let result = size_of_val(y.map_err(&wrong)?.as_slice());
-        Ok(Measurement { workspace: (peak - result) as u64, seconds: time.as_secs_f64() })
+            let (y, MemoryUse { peak, .. }) = measure(run);
+            *time = start.elapsed().as_secs_f64();
+            workspace = workspace.max(peak - size_of_val(y.map_err(&wrong)?.as_slice()));
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(Measurement { workspace: workspace as u64, seconds: times[CALLS / 2] })
     };
-    let strip = || forward(&geometry, &Settings::default(), &x, &weight, None);
-    // Threads start at the first call; the second is the one of interest.
-    timed(&strip)?;
     Ok(Measurements {
-        strip: timed(&strip)?,
+        strip: timed(&|| forward(&geometry, &Settings::default(), &x, &weight, None))?,
         im2col: timed(&|| im2col::forward(&geometry, &x, &weight, None))?,
         paper: timed(&|| paper::forward(&geometry, None, &x, &weight, None))?,
     })
@@ -251,13 +253,6 @@ pub fn resnet_101(batch: usize) -> Result<ResNet101, Error> {
         strip = strip.max(memory.strip.forward);
     }
     Ok(ResNet101 { im2col, lowered, ratio: im2col as f64 / lowered as f64, strip })
-}
-
-impl Measurement {
-    /// The time of the call.
-    pub fn time(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds)
-    }
 }
 
 #[cfg(test)]

@@ -6,22 +6,11 @@ use std::time::{Duration, Instant};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
 use crate::network::Network;
 use crate::predict::Setup;
-use crate::{Optimizer, Pass, PeakAlloc, StepMemory};
-
-/// What a graphics card reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceMemory {
-    /// Most bytes that were in use when the forward pass, the backward pass or the step had ended.
-    pub in_use: u64,
-    /// Bytes that the device's allocator has taken from the driver by the end, for tensors, for what
-    /// the kernels took in between, and for reuse.
-    pub reserved: u64,
-}
+use crate::{DeviceMemory, Optimizer, Pass, PeakAlloc, StepMemory};
 
 /// A step as it was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
