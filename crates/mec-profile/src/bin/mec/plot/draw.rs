@@ -76,6 +76,11 @@ fn colour((red, green, blue): super::Colour) -> RGBColor {
     RGBColor(red, green, blue)
 }
 
+/// The line across a panel.
+fn limit() -> ShapeStyle {
+    ShapeStyle::from(&RGBColor(213, 94, 0)).stroke_width(3)
+}
+
 fn draw<B: DrawingBackend>(chart: &Chart, area: &DrawingArea<B, Shift>) -> Result<(), Failure>
 where
     B::ErrorType: 'static,
@@ -145,6 +150,11 @@ fn legend<B: DrawingBackend>(chart: &Chart, area: &DrawingArea<B, Shift>) -> Dra
     let advance = |name: &str| 30 + 9 * name.chars().count() as i32;
     for (name, hue) in &chart.series {
         area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour(*hue).filled()))?;
+        area.draw(&Text::new(name.clone(), (x + 20, y - 1), text(16, HPos::Left, VPos::Top)))?;
+        x += advance(name);
+    }
+    if let Some(name) = &chart.line {
+        area.draw(&PathElement::new(vec![(x, y + 7), (x + 14, y + 7)], limit()))?;
         area.draw(&Text::new(name.clone(), (x + 20, y - 1), text(16, HPos::Left, VPos::Top)))?;
         x += advance(name);
     }
@@ -231,6 +241,10 @@ impl Frame {
             let label = text(15, HPos::Center, VPos::Top);
             let at = ((left + right) / 2, self.bottom + 8);
             area.draw(&Text::new(bars.label.clone(), at, label))?;
+        }
+        if let Some(value) = panel.line {
+            let y = self.y(value);
+            area.draw(&PathElement::new(vec![(self.left, y), (self.right, y)], limit()))?;
         }
         let axis = ShapeStyle::from(&BLACK).stroke_width(1);
         area.draw(&PathElement::new(

@@ -4,6 +4,7 @@ mod draw;
 
 use std::path::Path;
 
+use mec_core::WORKSPACE_PER_THREAD;
 use mec_profile::paper::{LayerMemory, Measurement};
 use mec_profile::report::{Fit, Layers, Profile};
 use mec_profile::{Backend, Pass, StepMemory};
@@ -19,6 +20,8 @@ pub struct Chart {
     series: Vec<(String, Colour)>,
     /// What the mark over a bar stands for.
     mark: Option<String>,
+    /// What the line across a panel stands for.
+    line: Option<String>,
     stacked: bool,
     panels: Vec<Panel>,
 }
@@ -30,6 +33,8 @@ struct Panel {
     y_label: String,
     /// Whether the axis has a power of ten for each step.
     logarithmic: bool,
+    /// Where a line goes across.
+    line: Option<f64>,
     bars: Vec<Bars>,
 }
 
@@ -74,6 +79,7 @@ pub fn profile(profile: &Profile, units: Units) -> Chart {
                 x_label: "batch size".into(),
                 y_label: units.name().into(),
                 logarithmic: false,
+                line: None,
                 bars: vec![],
             });
         }
@@ -103,6 +109,7 @@ pub fn profile(profile: &Profile, units: Units) -> Chart {
             Backend::Wgpu => "measured between the passes".to_owned(),
             _ => "measured peak".to_owned(),
         }),
+        line: None,
         stacked: true,
         panels,
     }
@@ -121,12 +128,14 @@ pub fn fit(fit: &Fit) -> Chart {
         subtitle: format!("Of a step on {}; the number is the result.", fit.subject.backend),
         series: vec![("predicted".to_owned(), GREEN)],
         mark: fit.rows.iter().any(|row| row.measured_batch.is_some()).then(|| "measured".into()),
+        line: None,
         stacked: true,
         panels: vec![Panel {
             title: String::new(),
             x_label: "convolution".into(),
             y_label: "images".into(),
             logarithmic: false,
+            line: None,
             bars: fit.rows.iter().map(bars).collect(),
         }],
     }
@@ -159,6 +168,7 @@ pub fn layers(layers: &Layers, units: Units, formulas: bool) -> Chart {
         x_label: x_label.into(),
         y_label: units.name().into(),
         logarithmic: true,
+        line: Some(WORKSPACE_PER_THREAD as f64 / units.bytes()),
         bars: layers.rows.iter().map(memory).collect(),
     }];
     let time = |row: &LayerMemory| {
@@ -173,6 +183,7 @@ pub fn layers(layers: &Layers, units: Units, formulas: bool) -> Chart {
             x_label: x_label.into(),
             y_label: "ms".into(),
             logarithmic: true,
+            line: None,
             bars: times,
         });
     }
@@ -187,6 +198,7 @@ pub fn layers(layers: &Layers, units: Units, formulas: bool) -> Chart {
         },
         series,
         mark: None,
+        line: Some("most that the strips take, for each thread".into()),
         stacked: false,
         panels,
     }
