@@ -13,7 +13,6 @@ pub(super) struct ConvRules {
     pub bias: bool,
     convolution: Convolution,
     backend: Backend,
-    threads: usize,
 }
 
 /// Elements of a tensor.
@@ -23,8 +22,8 @@ fn elements(shape: &[usize]) -> usize {
 
 impl ConvRules {
     pub fn new(geometry: Geometry, bias: bool, setup: &Setup) -> Self {
-        let Setup { convolution, backend, threads, .. } = *setup;
-        Self { geometry, bias, convolution, backend, threads }
+        let Setup { convolution, backend, .. } = *setup;
+        Self { geometry, bias, convolution, backend }
     }
 
     pub fn forward(&self, meter: &Meter, x: &Shadow) -> Shadow {
@@ -116,7 +115,7 @@ impl ConvRules {
     /// Bytes that one of Burn's convolutions holds beside operands and result.
     fn burn_workspace(&self, conv: &BurnConv) -> u64 {
         let floats = match self.backend {
-            Backend::Flex => conv.flex_workspace(self.threads),
+            Backend::Flex => conv.flex_workspace(rayon::current_num_threads()),
             Backend::Ndarray if self.is_channels_last(conv) => elements(&conv.weight),
             // A padded copy of the input, and the result twice.
             Backend::Ndarray => conv.padded() + elements(&conv.output),
@@ -149,7 +148,7 @@ impl ConvRules {
         let columns = if all <= MOST { all } else { 4 * column * (MOST / 4 / column).max(1) };
         let tasks = g.batch * g.groups;
         let parallel = tasks > 1 && elements(&g.input_shape()) >= PARALLEL;
-        (columns * if parallel { tasks.min(self.threads) } else { 1 }) as u64
+        (columns * if parallel { tasks.min(rayon::current_num_threads()) } else { 1 }) as u64
     }
 }
 

@@ -42,11 +42,9 @@ pub struct Setup {
     pub pass: Pass,
     /// What updates the parameters in training.
     pub optimizer: Optimizer,
-    /// Threads of the CPU's kernels.
-    pub threads: usize,
 }
 
-/// A training step with this project's convolution and Adam, on flex with the threads there are.
+/// A training step with this project's convolution and Adam, on flex.
 impl Default for Setup {
     fn default() -> Self {
         Self {
@@ -54,14 +52,14 @@ impl Default for Setup {
             backend: Backend::Flex,
             pass: Pass::Training,
             optimizer: Optimizer::Adam,
-            threads: rayon::current_num_threads(),
         }
     }
 }
 
 /// The memory that a step of `model` over `batch` images should take.
 ///
-/// The step is one of a longer training: the optimizer has its state already.
+/// The step is one of a longer training: the optimizer has its state already. Kernels of the CPU run
+/// on the current rayon pool.
 pub fn step(model: &Model, batch: usize, setup: &Setup) -> StepMemory {
     tape::step(model, batch, setup)
 }

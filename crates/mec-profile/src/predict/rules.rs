@@ -69,11 +69,16 @@ impl Rules {
         if x.is_unique() { x } else { self.in_place(dy) }
     }
 
-    /// The maxima and their 64-bit positions. burn-ndarray pads, even with nothing.
+    /// Bytes of an integer: an index or a label.
+    pub fn integer(&self) -> u64 {
+        if self.backend.is_cpu() { 8 } else { 4 }
+    }
+
+    /// The maxima and their positions. burn-ndarray pads, even with nothing.
     pub fn max_pool(&self, x: Shadow, outputs: usize, padded: usize) -> (Shadow, Rc<Block>) {
         let copy = self.is_ndarray().then(|| self.meter.tensor(padded));
         let y = self.meter.tensor(outputs);
-        let indices = self.meter.block(8 * outputs as u64);
+        let indices = self.meter.block(self.integer() * outputs as u64);
         drop((x, copy));
         (y, indices)
     }

@@ -79,12 +79,11 @@ pub(super) fn step(model: &Model, batch: usize, setup: &Setup) -> StepMemory {
     memory.optimizer_state = meter.now() - memory.parameters;
 
     let images = meter.tensor(batch * Shape::Image(model.input).elements());
-    // A label is a 64-bit integer.
-    let labels = training.then(|| meter.tensor(2 * batch));
+    let rules = Rules { backend: setup.backend, meter: meter.clone() };
+    let labels = training.then(|| meter.block(rules.integer() * batch as u64));
     memory.input = meter.now() - memory.parameters - memory.optimizer_state;
     meter.reset_peak();
 
-    let rules = Rules { backend: setup.backend, meter: meter.clone() };
     let mut walk = Walk {
         meter: meter.clone(),
         rules: rules.clone(),
@@ -363,7 +362,7 @@ impl Walk<'_> {
     fn loss(&mut self, scores: Variable) -> Variable {
         let Variable { value: scores, node: parent } = scores;
         let logarithms = self.meter.tensor(scores.elements());
-        let indices = self.meter.tensor(2 * self.batch);
+        let indices = self.meter.block(self.rules.integer() * self.batch as u64);
         self.meter.grow_peak(scores.bytes());
         let value = self.meter.tensor(1);
         let inputs = scores.elements();

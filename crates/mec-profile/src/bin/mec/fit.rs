@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use mec_profile::measure_step;
 use mec_profile::predict;
 use mec_profile::report::{Fit, FitRow};
 
@@ -50,12 +49,12 @@ pub fn run(args: &FitArgs) -> Result<(), Failure> {
             let mut peaks = BTreeMap::new();
             let measured = confirm(predicted_batch, most, |batch| {
                 bar.set_message(format!("{convolution} at batch {batch}"));
-                let measured = measure_step(&model, batch, &setup, device, 1);
+                let measured = profile::measure(&model, batch, &setup, device, 1)?;
                 let peak = measured.device.map_or(measured.memory.peak, |device| device.reserved);
                 peaks.insert(batch, peak);
                 device.memory_cleanup();
-                peak <= args.memory
-            });
+                Ok(peak <= args.memory)
+            })?;
             row.measured_batch = Some(measured);
             row.measured_peak = Some(peaks.get(&measured).copied().unwrap_or(0));
         }
@@ -72,14 +71,18 @@ pub fn run(args: &FitArgs) -> Result<(), Failure> {
 
 /// The largest batch up to `most` that `fits`, which is believed to be `guess`: steps from there
 /// that double until they have gone past it, then halving.
-fn confirm(guess: usize, most: usize, mut fits: impl FnMut(usize) -> bool) -> usize {
+fn confirm(
+    guess: usize,
+    most: usize,
+    mut fits: impl FnMut(usize) -> Result<bool, Failure>,
+) -> Result<usize, Failure> {
     let guess = guess.clamp(1, most);
     let mut step = 1;
     let (mut good, mut bad);
-    if fits(guess) {
+    if fits(guess)? {
         (good, bad) = (guess, most + 1);
         while good + step < bad {
-            if fits(good + step) {
+            if fits(good + step)? {
                 good += step;
                 step *= 2;
             } else {
@@ -89,7 +92,7 @@ fn confirm(guess: usize, most: usize, mut fits: impl FnMut(usize) -> bool) -> us
     } else {
         (good, bad) = (0, guess);
         while bad > step {
-            if fits(bad - step) {
+            if fits(bad - step)? {
                 good = bad - step;
                 break;
             }
@@ -99,9 +102,9 @@ fn confirm(guess: usize, most: usize, mut fits: impl FnMut(usize) -> bool) -> us
     }
     while bad - good > 1 {
         let middle = good + (bad - good) / 2;
-        if fits(middle) { good = middle } else { bad = middle }
+        if fits(middle)? { good = middle } else { bad = middle }
     }
-    good
+    Ok(good)
 }
 
 #[cfg(test)]
@@ -115,8 +118,9 @@ mod tests {
                 let mut asked = 0;
                 let found = confirm(guess, 39, |n| {
                     asked += 1;
-                    n <= answer
+                    Ok(n <= answer)
                 });
+                let found = found.unwrap();
                 assert_eq!(found, answer, "guess {guess}");
                 assert!(
                     guess != answer || guess == 0 || asked <= 2,

@@ -1,6 +1,7 @@
 //! What is asked of the machine and of the terminal.
 
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -25,4 +26,21 @@ pub fn free_memory() -> Option<u64> {
 pub fn progress(steps: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed})");
     ProgressBar::new(steps).with_style(style.expect("a template that is right"))
+}
+
+/// Runs what may panic, as Burn's operations do where they fail, and makes one sentence of it.
+pub fn attempt<T>(what: &str, run: impl FnOnce() -> T) -> Result<T, Failure> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| ()));
+    let result = panic::catch_unwind(AssertUnwindSafe(run));
+    panic::set_hook(hook);
+    result.map_err(|payload| {
+        let reason = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied())
+            .unwrap_or("for an unknown reason");
+        let reason: Vec<_> = reason.split_whitespace().collect();
+        format!("{what} failed: {}", reason.join(" ")).into()
+    })
 }

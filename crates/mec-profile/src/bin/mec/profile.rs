@@ -4,9 +4,9 @@ use std::fs;
 
 use burn::tensor::{Device, DeviceKind};
 use mec_profile::model::Model;
-use mec_profile::predict;
+use mec_profile::predict::{self, Setup};
 use mec_profile::report::{Profile, ProfileRow, Subject};
-use mec_profile::{Backend, Convolution, measure_step};
+use mec_profile::{Backend, Convolution, Measured, measure_step};
 
 use crate::Failure;
 use crate::args::{ProfileArgs, SubjectArgs};
@@ -44,7 +44,7 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
         for row in &mut rows {
             bar.set_message(format!("{} at batch {}", row.convolution, row.batch));
             let setup = subject.setup(row.convolution);
-            let measured = measure_step(&model, row.batch, &setup, &device, args.repeats.get());
+            let measured = measure(&model, row.batch, &setup, &device, args.repeats.get())?;
             row.measured = Some(measured.memory);
             row.device = measured.device;
             row.seconds = Some(measured.time.as_secs_f64());
@@ -63,6 +63,21 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
         &table,
         chart,
     )
+}
+
+/// Measures a step, or says why it could not be run.
+pub fn measure(
+    model: &Model,
+    batch: usize,
+    setup: &Setup,
+    device: &Device,
+    repeats: usize,
+) -> Result<Measured, Failure> {
+    let what = format!(
+        "a step of {} with {} at batch {batch} on {}",
+        model.name, setup.convolution, setup.backend
+    );
+    machine::attempt(&what, || measure_step(model, batch, setup, device, repeats))
 }
 
 /// The network to run.
@@ -103,14 +118,11 @@ pub fn device(args: &SubjectArgs) -> Result<Device, Failure> {
         Backend::Wgpu => {
             let device = Device::wgpu(DeviceKind::DefaultDevice);
             // The driver is asked for at the first use, and there may be none.
-            let hook = std::panic::take_hook();
-            std::panic::set_hook(Box::new(|_| ()));
-            let works = std::panic::catch_unwind(|| {
+            let works = machine::attempt("the graphics card", || {
                 device.memory_pool_usage().is_some() && device.sync().is_ok()
             });
-            std::panic::set_hook(hook);
             match works {
-                Ok(true) => Ok(Device::wgpu(DeviceKind::DefaultDevice)),
+                Ok(true) => Ok(device),
                 _ => {
                     Err("no graphics card, nor a software one, was found for --backend wgpu".into())
                 }
