@@ -10,7 +10,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::ndarray::NdArrayTensor;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, NdArray, backend_extension};
+use burn::backend::{
+    Autodiff, Backend, Dispatch, Flex, NdArray, TensorMetadata, backend_extension,
+};
 use burn::tensor::{Tensor, TensorData};
 use burn_mec::Settings;
 use burn_mec::ops::{Bias, Conv2dGradients};

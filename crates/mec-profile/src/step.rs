@@ -152,7 +152,8 @@ pub fn profile_step(
 }
 
 /// Measures a step of `model` over `batch` images: the memory of the step that took most of
-/// `repeats`, after one that is not measured, and their median time.
+/// `repeats`, after one that is not measured, and their median time. What is still live when the
+/// network and the optimizer are gone, such as the buffers of threads, is no part of it.
 ///
 /// # Panics
 ///
@@ -195,7 +196,8 @@ fn forward(
         repeated.add(start, &probe);
         memory.outputs = bytes(&scores);
     }
-    repeated.into_measured(batch, memory, &probe, base)
+    drop(network);
+    repeated.into_measured(batch, memory, probe, base)
 }
 
 fn training(
@@ -216,9 +218,9 @@ fn training(
     };
 
     let mut repeated = Repeated::default();
+    let mut at_rest = 0;
     for number in 0..=repeats.max(1) {
-        let at_rest = probe.now();
-        memory.optimizer_state = at_rest.saturating_sub(base + memory.parameters);
+        at_rest = probe.now();
         let batch = (images(model, batch, &device), labels(model, batch, &device));
         memory.input = probe.now() - at_rest;
         probe.reset_peak();
@@ -234,7 +236,12 @@ fn training(
             memory.gradients = passes.backward.saturating_sub(at_rest + memory.outputs);
         }
     }
-    repeated.into_measured(batch, memory, &probe, base)
+    drop(network);
+    // Unlike the network, a step leaves the optimizer's state.
+    let state = at_rest - memory.parameters;
+    drop(optimizer);
+    memory.optimizer_state = state.saturating_sub(probe.now());
+    repeated.into_measured(batch, memory, probe, base)
 }
 
 /// What was live after each pass.
@@ -280,14 +287,17 @@ impl Repeated {
         mut self,
         batch: usize,
         memory: StepMemory,
-        probe: &Probe,
+        mut probe: Probe,
         base: u64,
     ) -> Measured {
+        let device = probe.report(base);
+        // Threads keep buffers from their first use on, which are no part of a step.
+        let base = base.max(probe.now());
         self.times.sort();
         Measured {
             batch,
             memory: memory.with_peak(self.peak - base),
-            device: probe.report(base),
+            device,
             time: self.times[self.times.len() / 2],
         }
     }
