@@ -85,6 +85,17 @@ impl Shadow {
         Rc::strong_count(&self.block) == 1
     }
 
+    /// Bytes of the memory it shares, of which it may be a part.
+    pub fn held(&self) -> u64 {
+        self.block.bytes
+    }
+
+    /// The first of its elements, in the same memory.
+    pub fn part(mut self, elements: usize) -> Self {
+        self.elements = elements;
+        self.with_dense(false)
+    }
+
     pub fn with_dense(mut self, dense: bool) -> Self {
         self.dense = dense;
         self

@@ -7,7 +7,7 @@
 use burn::tensor::Device;
 use mec_profile::model::Model;
 use mec_profile::predict::{Setup, step};
-use mec_profile::{Backend, Convolution, Optimizer, Pass, PeakAlloc, measure_step};
+use mec_profile::{Backend, Convolution, Optimizer, PeakAlloc, measure_step};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc;

@@ -71,14 +71,20 @@ impl ConvRules {
         let beside = if g.groups > 1 { elements(&conv.output) } else { 0 };
         let copies = match self.backend {
             // Exchanged axes of one image leave its elements in order.
-            Backend::Flex if g.batch > 1 => elements(&conv.input) + elements(&conv.weight),
+            Backend::Flex if g.batch > 1 => {
+                let copied = |shape: &[usize]| if shape[0] > 1 { elements(shape) } else { 0 };
+                copied(&conv.input) + copied(&conv.weight)
+            }
             _ => 0,
         };
         meter.grow_peak(4 * (beside + copies) as u64 + self.burn_workspace(&conv));
         if elements(&conv.output) != weight && g.groups == 1 {
-            // Where the stride leaves rows unread, the kernel comes out too large and is cut.
-            drop(result);
-            return meter.tensor(weight).with_dense(false);
+            // Where the stride leaves rows unread, the kernel comes out too large and is cut: by
+            // burn-flex to a part of the same memory.
+            return match self.backend {
+                Backend::Ndarray => meter.tensor(weight).with_dense(false),
+                _ => result.part(weight),
+            };
         }
         result.with_dense(g.groups > 1)
     }

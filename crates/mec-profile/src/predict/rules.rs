@@ -36,6 +36,19 @@ impl Rules {
         if self.is_ndarray() { 2 * x.bytes() } else { x.bytes() }
     }
 
+    /// The result of a product, of `m x k` and `k x n`. burn-flex makes it as bytes first and then
+    /// copies them to where numbers may lie; burn-ndarray's GEMM packs a block of each operand.
+    fn product(&self, [m, k, n]: [usize; 3]) -> Shadow {
+        let result = self.meter.tensor(m * n);
+        self.meter.grow_peak(match self.backend {
+            Backend::Flex => result.bytes(),
+            // At most 64 x 256 of the left one for each thread and 256 x 1024 of the right one.
+            Backend::Ndarray => 4 * (k.min(256) * (m.min(64) + n.min(1024))) as u64,
+            Backend::Wgpu => 0,
+        });
+        result
+    }
+
     pub fn add(&self, a: Shadow, b: Shadow) -> Shadow {
         match (a.is_unique(), b.is_unique()) {
             (true, _) => a,
@@ -71,15 +84,19 @@ impl Rules {
 
     /// Bytes of an integer: an index or a label.
     pub fn integer(&self) -> u64 {
-        if self.backend.is_cpu() { 8 } else { 4 }
+        if self.is_ndarray() { 8 } else { 4 }
     }
 
-    /// The maxima and their positions. burn-ndarray pads, even with nothing.
+    /// The maxima and their positions, which begin as 64-bit integers. burn-ndarray pads, even with
+    /// nothing.
     pub fn max_pool(&self, x: Shadow, outputs: usize, padded: usize) -> (Shadow, Rc<Block>) {
         let copy = self.is_ndarray().then(|| self.meter.tensor(padded));
         let y = self.meter.tensor(outputs);
-        let indices = self.meter.block(self.integer() * outputs as u64);
+        let mut indices = self.meter.block(8 * outputs as u64);
         drop((x, copy));
+        if self.integer() < 8 {
+            indices = self.meter.block(self.integer() * outputs as u64);
+        }
         (y, indices)
     }
 
@@ -126,8 +143,8 @@ impl Rules {
     }
 
     /// `x` of `[batch, inputs]` to `[batch, outputs]`.
-    pub fn linear(&self, x: &Shadow, [batch, _, outputs]: [usize; 3]) -> Shadow {
-        let y = self.meter.tensor(batch * outputs);
+    pub fn linear(&self, x: &Shadow, [batch, inputs, outputs]: [usize; 3]) -> Shadow {
+        let y = self.product([batch, inputs, outputs]);
         if self.is_ndarray() {
             // Where an operand is broadcast, its addition makes a new tensor.
             self.meter.grow_peak(y.bytes() + if x.dense { 0 } else { x.bytes() });
@@ -137,33 +154,31 @@ impl Rules {
 
     /// burn-ndarray's product copies a transposed operand, the weight here.
     pub fn linear_input_gradient(&self, [batch, inputs, outputs]: [usize; 3]) -> Shadow {
-        let copies = if self.is_ndarray() { 4 * 2 * inputs * outputs } else { 0 };
-        self.meter.grow_peak(copies as u64);
-        let kept = self.meter.block(copies as u64 / 2);
-        let dx = self.meter.tensor(batch * inputs);
+        let copy = if self.is_ndarray() { 4 * inputs * outputs } else { 0 };
+        let kept = self.meter.block(copy as u64);
+        let dx = self.product([batch, outputs, inputs]);
         drop(kept);
         dx
     }
 
     /// The transposed operand is the input here.
     pub fn linear_weight_gradient(&self, [batch, inputs, outputs]: [usize; 3]) -> Shadow {
-        let copies = if self.is_ndarray() { 4 * 2 * inputs * batch } else { 0 };
-        self.meter.grow_peak(copies as u64);
-        let kept = self.meter.block(copies as u64 / 2);
-        let dw = self.meter.tensor(inputs * outputs);
+        let copy = if self.is_ndarray() { 4 * inputs * batch } else { 0 };
+        let kept = self.meter.block(copy as u64);
+        let dw = self.product([inputs, batch, outputs]);
         drop(kept);
         dw
     }
 
     /// Adam updates its two moments in place, then makes the parameter's change of them.
-    pub fn adam(&self, parameter: Shadow, gradient: Shadow) {
+    pub fn adam(&self, parameter: &Shadow, gradient: Shadow) {
         let scaled = self.meter.tensor(gradient.elements());
         drop(scaled);
         drop(gradient);
         self.meter.grow_peak(2 * parameter.bytes());
     }
 
-    pub fn sgd(&self, _parameter: Shadow, gradient: Shadow) {
+    pub fn sgd(&self, _parameter: &Shadow, gradient: Shadow) {
         drop(gradient);
     }
 }
