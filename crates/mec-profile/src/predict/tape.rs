@@ -48,8 +48,8 @@ impl Gradients {
 
 /// What Burn 0.22 keeps in maps and boxes beside the values of a parameter, and for each step of the
 /// backward pass, in bytes as measured: of little weight but in the smallest networks.
-const RECORD_OF_A_PARAMETER: u64 = 2500;
-const RECORD_OF_A_STEP: u64 = 800;
+pub(super) const RECORD_OF_A_PARAMETER: u64 = 2500;
+pub(super) const RECORD_OF_A_STEP: u64 = 800;
 
 type Backward = Box<dyn FnOnce(&mut Gradients)>;
 
