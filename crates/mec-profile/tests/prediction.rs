@@ -54,7 +54,10 @@ fn the_peak_of_a_training_step_is_predicted() {
         let model = Model::built_in(name, size).unwrap();
         for backend in [Backend::Flex, Backend::Ndarray] {
             for convolution in [Convolution::Mec, Convolution::Burn] {
-                for &batch in batches {
+                // burn-ndarray's gradient in the input takes minutes where others take seconds.
+                let slow = (backend, convolution) == (Backend::Ndarray, Convolution::Burn);
+                let most = if slow && model.input[0] == 3 { 4 } else { 64 };
+                for &batch in batches.iter().filter(|&&batch| batch <= most) {
                     check(&model, batch, Setup { convolution, backend, ..Setup::default() });
                 }
             }

@@ -72,7 +72,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "kb" => 1e3,
         "mb" => 1e6,
         "gb" => 1e9,
-        _ => return Err(format!("{unit:?} is not a unit: B, KiB, MiB, GiB, kB, MB or GB")),
+        _ => return Err(format!("{text:?} is not an amount of memory, such as 2GiB or 512MiB")),
     };
     match number.parse::<f64>() {
         Ok(number) if number * size >= 1.0 && number * size < u64::MAX as f64 => {
