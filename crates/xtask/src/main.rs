@@ -133,11 +133,12 @@ fn run(steps: &[Step], run_step: impl Fn(&Step) -> io::Result<bool>) -> bool {
 }
 
 /// What `mec` prints in the README: each between a comment `<!-- COMMAND: begin -->` and one that
-/// ends it. The first is computed, and a test of mec-profile holds the README to it; the second is
+/// ends it. The first is computed, and a test of mec-profile holds the README to it; the others are
 /// measured on the machine at hand.
-const README: [&str; 2] = [
+const README: [&str; 3] = [
     "mec layers --formulas --plot docs/layers.svg",
-    "mec fit --model resnet18 --image 64 --memory 512MiB --conv mec,burn,paper",
+    "mec fit --model lenet5 --memory 64MiB",
+    "mec fit --model resnet18 --image 64 --memory 512MiB",
 ];
 
 /// `text` with `block` between the comments of `command`; why not, where they are not there.
