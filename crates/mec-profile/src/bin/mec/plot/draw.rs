@@ -232,6 +232,10 @@ impl Frame {
             let label = text(14, HPos::Right, VPos::Center);
             area.draw(&Text::new(trimmed(value), (self.left - 8, y), label))?;
         }
+        if let Some(value) = panel.line {
+            let y = self.y(value);
+            area.draw(&PathElement::new(vec![(self.left, y), (self.right, y)], limit()))?;
+        }
         let places = panel.bars.len().max(1) as i32;
         for (index, bars) in panel.bars.iter().enumerate() {
             let edge = |place: i32| self.left + (self.right - self.left) * place / places;
@@ -241,10 +245,6 @@ impl Frame {
             let label = text(15, HPos::Center, VPos::Top);
             let at = ((left + right) / 2, self.bottom + 8);
             area.draw(&Text::new(bars.label.clone(), at, label))?;
-        }
-        if let Some(value) = panel.line {
-            let y = self.y(value);
-            area.draw(&PathElement::new(vec![(self.left, y), (self.right, y)], limit()))?;
         }
         let axis = ShapeStyle::from(&BLACK).stroke_width(1);
         area.draw(&PathElement::new(
@@ -263,6 +263,10 @@ impl Frame {
         let note = |content: Option<&String>, x: i32, y: i32| match content {
             None => Ok(()),
             Some(content) => {
+                // Readable over a line, too.
+                let half = 4 * content.chars().count() as i32;
+                let corners = [(x - half, y - 15), (x + half, y - 2)];
+                area.draw(&Rectangle::new(corners, WHITE.filled()))?;
                 let style = text(12, HPos::Center, VPos::Bottom);
                 area.draw(&Text::new(content.clone(), (x, y - 3), style))
             }
