@@ -126,7 +126,8 @@ impl Conv {
         batch: usize,
         [channels, height, width]: [usize; 3],
     ) -> Result<Geometry, mec_core::Error> {
-        let per_group = if self.groups == 0 { 0 } else { channels / self.groups };
+        // Without a group, `Geometry` refuses with a sentence.
+        let per_group = channels.checked_div(self.groups).unwrap_or(0);
         let options = ConvOptions {
             stride: [self.stride; 2],
             padding: [(self.padding, self.padding); 2],
