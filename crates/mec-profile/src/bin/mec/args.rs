@@ -158,7 +158,6 @@ impl SubjectArgs {
             backend: self.backend.into(),
             pass: self.pass.into(),
             optimizer: self.optimizer.into(),
-            ..Setup::default()
         }
     }
 }
