@@ -9,7 +9,9 @@ mod vulkan;
 
 use std::env;
 use std::fmt;
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,8 @@ enum Task {
     Test,
     /// Check format and lints, build the documentation, then run all tests: what CI runs
     Ci,
+    /// Print the README's tables and draw its picture anew, by the commands that it names
+    Readme,
 }
 
 impl Task {
@@ -36,6 +40,7 @@ impl Task {
         match self {
             Task::Test => TESTS.to_vec(),
             Task::Ci => [&CHECKS[..], &TESTS[..]].concat(),
+            Task::Readme => vec![],
         }
     }
 }
@@ -129,13 +134,61 @@ fn run(steps: &[Step], run_step: impl Fn(&Step) -> io::Result<bool>) -> bool {
     failure.is_none()
 }
 
-fn main() -> ExitCode {
-    let steps = Args::parse().command.steps();
-    if let Err(what_to_do) = vulkan::ensure() {
-        eprintln!("error: {what_to_do}");
-        return ExitCode::FAILURE;
+/// What `mec` prints in the README: each between a comment `<!-- COMMAND: begin -->` and one that
+/// ends it. The first is computed, and a test of mec-profile holds the README to it; the others are
+/// measured on the machine at hand.
+const README: [&str; 3] = [
+    "mec layers --formulas --plot docs/layers.svg",
+    "mec fit --model lenet5 --memory 64MiB",
+    "mec fit --model resnet18 --image 64 --memory 512MiB",
+];
+
+/// `text` with `block` between the comments of `command`; why not, where they are not there.
+fn with_block(text: &str, command: &str, block: &str) -> Result<String, String> {
+    let (begin, end) = (format!("<!-- {command}: begin -->"), format!("<!-- {command}: end -->"));
+    let missing = |comment| format!("README.md has no comment {comment}");
+    let (before, rest) = text.split_once(&begin).ok_or_else(|| missing(&begin))?;
+    let (_, after) = rest.split_once(&end).ok_or_else(|| missing(&end))?;
+    Ok(format!("{before}{begin}\n\n```text\n{block}```\n\n{end}{after}"))
+}
+
+/// Runs the README's commands at the root of the workspace, and writes the README.
+fn readme() -> Result<(), String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = root.join("README.md");
+    let mut text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+    for command in README {
+        eprintln!("{command}");
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .current_dir(&root)
+            .args("run --quiet --release -p mec-profile --bin".split(' '))
+            .args(command.split(' ').take(1))
+            .arg("--")
+            .args(command.split(' ').skip(1))
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .map_err(|error| format!("{command} could not be run: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("{command} failed"));
+        }
+        let block = String::from_utf8(output.stdout).map_err(|error| error.to_string())?;
+        text = with_block(&text, command, &block)?;
     }
-    if run(&steps, Step::run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    fs::write(&path, text).map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    let task = Args::parse().command;
+    let prepared = if task == Task::Readme { readme() } else { vulkan::ensure() };
+    let passed = match prepared {
+        Ok(()) => run(&task.steps(), Step::run),
+        Err(error) => {
+            eprintln!("error: {error}");
+            false
+        }
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]
@@ -149,7 +202,9 @@ mod tests {
     #[test]
     fn commands_are_understood() {
         Args::command().debug_assert();
-        for (line, task) in [("xtask test", Task::Test), ("xtask ci", Task::Ci)] {
+        for (line, task) in
+            [("xtask test", Task::Test), ("xtask ci", Task::Ci), ("xtask readme", Task::Readme)]
+        {
             assert_eq!(Args::try_parse_from(line.split(' ')).unwrap().command, task);
         }
         assert!(Args::try_parse_from(["xtask"]).is_err());
@@ -161,6 +216,22 @@ mod tests {
         let (test, ci) = (Task::Test.steps(), Task::Ci.steps());
         let lines = |steps: &[Step]| steps.iter().map(Step::to_string).collect::<Vec<_>>();
         assert!(lines(&ci).ends_with(&lines(&test)));
+    }
+
+    #[test]
+    fn a_block_of_the_readme_is_replaced() {
+        let text = "a\n<!-- mec x: begin -->\nold\n<!-- mec x: end -->\nb";
+        let new = with_block(text, "mec x", "new\n").unwrap();
+        assert_eq!(new, "a\n<!-- mec x: begin -->\n\n```text\nnew\n```\n\n<!-- mec x: end -->\nb");
+        assert_eq!(with_block(&new, "mec x", "new\n").unwrap(), new);
+        assert!(with_block(text, "mec y", "new\n").is_err());
+    }
+
+    #[test]
+    fn the_readme_has_a_place_for_every_command() {
+        for command in README {
+            with_block(include_str!("../../../README.md"), command, "").unwrap();
+        }
     }
 
     /// The README's first example is the one in burn-mec's documentation, which is compiled and run.
