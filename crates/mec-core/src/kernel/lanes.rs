@@ -1,6 +1,6 @@
 //! Moving columns between the tensors and the SIMD lanes of panels and tiles.
 
-use super::simd::{Isa, Vector};
+use super::simd::{First, Isa, Vector};
 use super::tile::Onto;
 use pulp::{Simd, WithSimd};
 
@@ -36,43 +36,68 @@ impl<T: Vector> WithSimd for RunPack<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let p = self.0;
-        let lanes = T::lanes::<S>();
+        let (p, lanes) = (self.0, T::lanes::<S>());
         let all = p.before + p.columns + p.after;
         // Some registers at a time, so that their masks are found once for all channels.
         for first in (0..all).step_by(MAX_REGISTERS * lanes) {
-            let registers = (all - first).div_ceil(lanes).min(MAX_REGISTERS);
-            let within = |lane: usize, register: usize| {
-                lane.saturating_sub(first + register * lanes).min(lanes)
-            };
-            let end = p.before + p.columns;
-            let read: [T::Mask<S>; MAX_REGISTERS] =
-                std::array::from_fn(|v| T::mask(simd, within(p.before, v), within(end, v)));
-            let write: [T::Mask<S>; MAX_REGISTERS] =
-                std::array::from_fn(|v| T::mask(simd, 0, within(all, v)));
-            let skip = first as isize - p.before as isize;
-            let mut from = p.from.wrapping_offset(skip.wrapping_mul(p.from_column));
-            let mut to = p.to.wrapping_add(first);
-            for _ in 0..p.channels {
-                // SAFETY: `pack`'s contract covers the lanes of the masks.
-                unsafe {
-                    for v in 0..registers {
-                        let value = if p.from_column == 1 {
-                            T::load_masked(simd, from.wrapping_add(v * lanes), read[v])
-                        } else {
-                            T::splat(simd, T::ZERO)
-                        };
-                        T::store_masked(simd, to.add(v * lanes), write[v], value);
-                    }
-                    if p.from_column != 1 {
-                        let inside = p.before.max(first)..end.min(first + registers * lanes);
-                        for i in inside.map(|lane| lane - first) {
-                            *to.add(i) = *from.wrapping_offset(i as isize * p.from_column);
-                        }
-                    }
+            // SAFETY: `pack`'s contract covers all lanes.
+            unsafe {
+                match (all - first).div_ceil(lanes) {
+                    1 => p.registers::<S, 1>(simd, first),
+                    2 => p.registers::<S, 2>(simd, first),
+                    3 => p.registers::<S, 3>(simd, first),
+                    _ => p.registers::<S, MAX_REGISTERS>(simd, first),
                 }
-                from = from.wrapping_offset(p.from_channel);
-                to = to.wrapping_add(p.to_channel);
+            }
+        }
+    }
+}
+
+impl<T: Vector> Pack<T> {
+    /// Packs `N` registers from lane `first` on.
+    ///
+    /// # Safety
+    ///
+    /// As [`pack`].
+    #[inline(always)]
+    unsafe fn registers<S: Simd, const N: usize>(&self, simd: S, first: usize) {
+        let lanes = T::lanes::<S>();
+        let within =
+            |lane: usize, register: usize| lane.saturating_sub(first + register * lanes).min(lanes);
+        let end = self.before + self.columns;
+        let all = end + self.after;
+        let read: [T::Mask<S>; N] =
+            std::array::from_fn(|v| T::mask(simd, within(self.before, v), within(end, v)));
+        let write: [First<T::Mask<S>>; N] = std::array::from_fn(|v| T::first(simd, within(all, v)));
+        let skip = first as isize - self.before as isize;
+        let mut from = self.from.wrapping_offset(skip.wrapping_mul(self.from_column));
+        let mut to = self.to.wrapping_add(first);
+        // SAFETY: the caller vouches for the lanes of the masks.
+        unsafe {
+            if self.from_column == 1 {
+                for _ in 0..self.channels {
+                    for v in 0..N {
+                        let value = T::load_masked(simd, from.wrapping_add(v * lanes), read[v]);
+                        T::store_first(simd, to.wrapping_add(v * lanes), write[v], value);
+                    }
+                    from = from.wrapping_offset(self.from_channel);
+                    to = to.wrapping_add(self.to_channel);
+                }
+                return;
+            }
+            let inside =
+                self.before.max(first) - first..end.clamp(first, first + N * lanes) - first;
+            for _ in 0..self.channels {
+                for v in 0..N {
+                    let zero = T::splat(simd, T::ZERO);
+                    T::store_first(simd, to.wrapping_add(v * lanes), write[v], zero);
+                }
+                for lane in inside.clone() {
+                    *to.wrapping_add(lane) =
+                        *from.wrapping_offset(lane as isize * self.from_column);
+                }
+                from = from.wrapping_offset(self.from_channel);
+                to = to.wrapping_add(self.to_channel);
             }
         }
     }
@@ -172,19 +197,29 @@ impl<T: Vector> Scatter<'_, T> {
     unsafe fn rows<S: Simd>(&self, simd: S, tile: *const T, out: *mut T, columns: usize) {
         let lanes = T::lanes::<S>();
         let onto = matches!(self.onto, Onto::Output);
-        for first in (0..columns).step_by(lanes) {
-            let mask = T::mask(simd, 0, (columns - first).min(lanes));
-            for r in 0..self.channels {
-                let to = out.wrapping_add(r * self.out_channel + first);
-                // SAFETY: the mask covers what the caller vouches for.
-                unsafe {
-                    let from = tile.add(r * self.phases * self.tile_phase + first);
-                    let value = T::load_masked(simd, from, mask);
-                    let mut value = T::sum(simd, value, T::splat(simd, self.bias(r)));
+        let whole = columns / lanes * lanes;
+        let (mask, rest) = (T::mask(simd, 0, columns - whole), T::first(simd, columns - whole));
+        for r in 0..self.channels {
+            let bias = T::splat(simd, self.bias(r));
+            // SAFETY: these are the columns the caller vouches for.
+            unsafe {
+                let from = tile.add(r * self.phases * self.tile_phase);
+                let to = out.wrapping_add(r * self.out_channel);
+                for at in (0..whole).step_by(lanes) {
+                    let (from, to) = (from.add(at), to.wrapping_add(at));
+                    let mut value = T::sum(simd, T::load::<S>(from), bias);
+                    if onto {
+                        value = T::sum(simd, value, T::load::<S>(to));
+                    }
+                    T::store::<S>(to, value);
+                }
+                if whole < columns {
+                    let (from, to) = (from.add(whole), to.wrapping_add(whole));
+                    let mut value = T::sum(simd, T::load_masked(simd, from, mask), bias);
                     if onto {
                         value = T::sum(simd, value, T::load_masked(simd, to, mask));
                     }
-                    T::store_masked(simd, to, mask, value);
+                    T::store_first(simd, to, rest, value);
                 }
             }
         }

@@ -101,7 +101,7 @@ impl<T: Vector> WithSimd for &Rows<T> {
         let Window { taps, step, base } = self.window;
         let reach = (taps[0] as isize - 1) * step[0];
         for x in (0..width).step_by(lanes) {
-            let store = T::mask(simd, 0, (width - x).min(lanes));
+            let store = T::first(simd, (width - x).min(lanes));
             for y in (0..height).step_by(ROWS) {
                 let top = y as isize + base[0];
                 let inside = top >= 0 && top + reach + ROWS as isize <= self.x.height as isize;
@@ -136,7 +136,7 @@ impl<T: Vector> WithSimd for &Rows<T> {
                     if y + r < height {
                         let to = self.out.wrapping_add((y + r) * width + x);
                         // SAFETY: the mask covers columns of the output.
-                        unsafe { T::store_masked(simd, to, store, T::sum(simd, sum, bias)) };
+                        unsafe { T::store_first(simd, to, store, T::sum(simd, sum, bias)) };
                     }
                 }
             }

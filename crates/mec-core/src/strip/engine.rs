@@ -153,6 +153,8 @@ struct Task<'a> {
     /// Where row 0 of the strip lies in the output, and how many rows lie likewise.
     runs: List<OutRun>,
     common_rows: usize,
+    /// Elements from each tap's weight to the next's, if that is one distance.
+    weight_step: Option<isize>,
 }
 
 /// What a panel holds: rows of output it serves, and channels.
@@ -173,6 +175,8 @@ struct Weights<'a, T> {
     channel: isize,
     /// Elements from an output's weights to the next's.
     output: isize,
+    /// Elements from each tap's weight to the next's, if that is one distance.
+    step: Option<isize>,
     /// The taps of each phase, one phase after the other.
     taps: &'a [Tap],
 }
@@ -202,8 +206,11 @@ impl<T: Vector> Worker<'_, T> {
         let mut runs = List::new();
         strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
         let common_rows = strip.common_rows(c);
-        let task = Task { c, plan, strip, group, outputs, runs, common_rows };
-        self.find_taps(&task);
+        self.find_taps(c, &strip);
+        let distance = |pair: &[Tap]| pair[1].weight - pair[0].weight;
+        let first = self.taps.get(..2).map_or(0, distance);
+        let weight_step = self.taps.windows(2).all(|pair| distance(pair) == first).then_some(first);
+        let task = Task { c, plan, strip, group, outputs, runs, common_rows, weight_step };
         if plan.weights_len > 0 {
             self.find_packed_taps(&task);
         }
@@ -223,8 +230,7 @@ impl<T: Vector> Worker<'_, T> {
     }
 
     /// Where each tap lies in the panel and in the weight.
-    fn find_taps(&mut self, task: &Task) {
-        let (c, strip) = (task.c, &task.strip);
+    fn find_taps(&mut self, c: &Correlation, strip: &Strip) {
         let [.., row, column] = self.operands.weight_strides;
         self.taps.clear();
         for phase in c.phases() {
@@ -298,7 +304,8 @@ impl<T: Vector> Worker<'_, T> {
         let (in_place, packed) = self.taps.split_at(task.c.all_taps());
         let first = o.weight.wrapping_offset(offset);
         if task.plan.weights_len == 0 {
-            return Weights { first, phase: 0, channel, output, taps: in_place };
+            let step = task.weight_step;
+            return Weights { first, phase: 0, channel, output, step, taps: in_place };
         }
         let to = self.memory.as_ptr().wrapping_add(task.plan.panel_len);
         let tile = self.kernel.channels;
@@ -325,6 +332,7 @@ impl<T: Vector> Worker<'_, T> {
             phase: panel.channels * tile,
             channel: tile as isize,
             output: 1,
+            step: Some(tile as isize),
             taps: packed,
         }
     }
@@ -380,8 +388,9 @@ impl<T: Vector> Worker<'_, T> {
             weight: weights.first,
             weight_channel: weights.channel_of(weights.taps),
             weight_output: weights.output,
+            weight_step: weights.step,
             channels: panel.channels,
-            taps: taps_of(&c.phases()[0], weights.taps),
+            taps: &[],
             out: [out; MAX_VECTORS],
             out_channel: o.y_strides[1],
             outputs: outputs.len(),
@@ -394,6 +403,7 @@ impl<T: Vector> Worker<'_, T> {
                 && let Some(offsets) = vector_offsets(runs, self.kernel.lanes, strip.bundles)
             {
                 tile.out = offsets.map(|offset| out.wrapping_add(offset));
+                tile.taps = taps_of(&c.phases()[0], weights.taps);
                 self.kernel.tile(strip.bundles, &tile);
                 return;
             }

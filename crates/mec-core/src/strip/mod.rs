@@ -119,7 +119,7 @@ impl Work {
     ) -> Result<Self, Error> {
         let size = TileSize {
             lanes: kernel.lanes,
-            vectors: kernel.columns() / kernel.lanes,
+            vectors: kernel.vectors,
             channels: kernel.channels,
             bytes: size_of::<T>(),
         };
@@ -127,6 +127,7 @@ impl Work {
         let shared = correlations.len() * (size_of::<Job>() + size_of::<Correlation>());
         let taps = correlations.iter().map(engine::taps_bytes).max().unwrap_or(0);
         let bound = (WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared);
+        let bound = bound.min(kernel.panel_bytes);
         let each = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
         let mut jobs = Vec::with_capacity(correlations.len());
         for c in &correlations {
