@@ -10,7 +10,9 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
-mod deinterleave;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod lanes;
 mod outer;
 mod rows;

@@ -1,9 +1,9 @@
 //! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
 
-#[cfg(target_arch = "x86_64")]
-use super::deinterleave;
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
 use std::any::TypeId;
 use std::mem::transmute_copy;
@@ -102,7 +102,11 @@ fn is_avx2<S: Simd>() -> bool {
 ///
 /// `count` elements can be written, fewer than a register of `LANES` holds.
 #[inline(always)]
-unsafe fn store_pieces<T: Copy, const LANES: usize>(to: *mut T, count: usize, value: [T; LANES]) {
+pub(super) unsafe fn store_pieces<T: Copy, const LANES: usize>(
+    to: *mut T,
+    count: usize,
+    value: [T; LANES],
+) {
     let (mut at, mut half) = (0, LANES / 2);
     while half > 0 {
         if count & half != 0 {
@@ -216,9 +220,9 @@ impl Vector for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: Moves<f32> = (transpose::avx512, deinterleave::avx512);
+    const AVX512: Moves<f32> = (avx512::transpose, avx512::pack);
     #[cfg(target_arch = "x86_64")]
-    const AVX2: Moves<f32> = (transpose::plain, lanes::pack::<f32, Avx2>);
+    const AVX2: Moves<f32> = (avx2::transpose, avx2::pack);
     type Of<S: Simd> = S::f32s;
 
     #[inline(always)]

@@ -219,7 +219,8 @@ const PREFETCH_CHANNELS: isize = 8;
 const PREFETCH_LINES: isize = 8;
 
 /// Asks for the line at `at`, which need not be readable.
-fn prefetch<T>(at: *const T) {
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults.
     unsafe {
