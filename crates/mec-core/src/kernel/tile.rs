@@ -220,7 +220,7 @@ const PREFETCH_LINES: isize = 8;
 
 /// Asks for the line at `at`, which need not be readable.
 #[inline(always)]
-pub(super) fn prefetch<T>(at: *const T) {
+pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults.
     unsafe {

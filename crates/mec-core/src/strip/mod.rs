@@ -122,6 +122,7 @@ impl Work {
             vectors: kernel.vectors,
             channels: kernel.channels,
             bytes: size_of::<T>(),
+            packed_rows: kernel.packed_rows,
         };
         // The list of jobs, while it is made from the list of correlations.
         let shared = correlations.len() * (size_of::<Job>() + size_of::<Correlation>());
