@@ -96,10 +96,6 @@ unsafe fn store_first(to: *mut f32, count: usize, value: __m256) {
     }
 }
 
-/// Elements ahead of those being transposed that memory is asked for: two lines, in each of more rows
-/// than a CPU follows by itself.
-const AHEAD: usize = 32;
-
 /// Transposes `f32` in blocks of 8 x 8: 24 shuffles, a fifth of a cycle for each element.
 ///
 /// # Safety
@@ -136,7 +132,7 @@ unsafe fn whole_block(t: &Transpose<f32>, i: usize, j: usize) {
         let mut rows = [_mm256_setzero_ps(); LANES];
         for (r, row) in rows.iter_mut().enumerate() {
             let from = from.wrapping_offset(r as isize * t.from_row);
-            prefetch(from.wrapping_add(AHEAD));
+            prefetch(from.wrapping_offset(t.ahead));
             *row = _mm256_loadu_ps(from);
         }
         for (c, mut column) in transposed(rows).into_iter().enumerate() {

@@ -20,6 +20,8 @@ pub struct Transpose<T> {
     pub to_row: usize,
     /// Whether to add to what is there.
     pub onto: bool,
+    /// Elements from each that is read to one that will be read soon.
+    pub ahead: isize,
 }
 
 /// Transposes element by element.
@@ -85,6 +87,7 @@ mod tests {
                                 to: to.as_mut_ptr(),
                                 to_row,
                                 onto,
+                                ahead: 0,
                             });
                         }
                         let times = if onto { 2.0 } else { 1.0 };
