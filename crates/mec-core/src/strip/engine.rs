@@ -16,13 +16,13 @@ use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
+use super::workers::{for_each_worker, spread};
 use crate::kernel::{
     Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, PackWeights, Scatter, Tap, Tile,
     Vector, prefetch,
 };
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Strips);
@@ -65,28 +65,16 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
-    for_each_worker(threads, tasks, |first, next| {
+    for_each_worker(threads, tasks, |numbers| {
         let memory = Workspace::new(memory_len(jobs));
         let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
         let taps = Vec::with_capacity(2 * most_taps);
         let mut worker = Worker { kernel, operands, memory, taps };
-        let mut task = Some(first);
-        while let Some(number) = task {
-            let number = spread(number, tasks, threads);
+        for number in numbers {
             // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
-            unsafe { worker.run(jobs, number) };
-            task = next();
+            unsafe { worker.run(jobs, spread(number, tasks, threads)) };
         }
     });
-}
-
-/// The task that is dealt as number `number`: threads work in ranges of their own.
-///
-/// Neighbouring strips share cache lines of the output. Two threads that write them at a time take
-/// them from each other: m1 and cv7 then ran no faster on two threads than on one.
-fn spread(number: usize, tasks: usize, threads: usize) -> usize {
-    let (range, place) = (number % threads, number / threads);
-    range * (tasks / threads) + range.min(tasks % threads) + place
 }
 
 /// Elements of panel and weights, at least one, that serve every job.
@@ -103,33 +91,6 @@ pub(crate) fn taps_bytes(c: &Correlation) -> usize {
 pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
     let taps = jobs.iter().map(|(c, _)| taps_bytes(c)).max().unwrap_or(0);
     memory_len(jobs) * size_of::<T>() + taps
-}
-
-/// Deals the numbers below `tasks`, in order, to at most `threads` workers: each starts with its
-/// first number and asks for more. A worker that comes too late is not started, so that it takes
-/// no memory.
-pub(crate) fn for_each_worker(
-    threads: usize,
-    tasks: usize,
-    work: impl Fn(usize, &dyn Fn() -> Option<usize>) + Sync,
-) {
-    let taken = AtomicUsize::new(0);
-    let next = || Some(taken.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
-    let start = || {
-        if let Some(first) = next() {
-            work(first, &next);
-        }
-    };
-    if threads.min(tasks) <= 1 {
-        start();
-    } else {
-        rayon::scope(|scope| {
-            for _ in 1..threads.min(tasks) {
-                scope.spawn(|_| start());
-            }
-            start();
-        });
-    }
 }
 
 /// Bytes of an image's output from which its lines are asked for ahead of each window: cv7 took 1.4
@@ -490,22 +451,6 @@ impl<T: Vector> Worker<'_, T> {
                 out_column,
                 onto,
             });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_task_is_dealt_once() {
-        for tasks in 1..40 {
-            for threads in 1..7 {
-                let mut dealt: Vec<_> = (0..tasks).map(|n| spread(n, tasks, threads)).collect();
-                dealt.sort_unstable();
-                assert!(dealt.into_iter().eq(0..tasks), "{tasks} tasks, {threads} threads");
-            }
         }
     }
 }

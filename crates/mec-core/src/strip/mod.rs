@@ -4,7 +4,7 @@
 //! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops;
 //! - `blocks`, `weight_gradient`: the weight gradient, as plain data and its loops;
 //! - `depthwise`, `bias_gradient`: what needs no panel;
-//! - `buffer`: memory.
+//! - `buffer`: memory; `workers`: threads.
 //!
 //! This file plans a pass and runs the plan.
 
@@ -17,6 +17,7 @@ mod engine;
 mod panel;
 mod strips;
 mod weight_gradient;
+mod workers;
 
 use crate::kernel::Kernel;
 use crate::plan::Piece;

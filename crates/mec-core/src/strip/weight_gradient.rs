@@ -17,8 +17,8 @@
 use super::blocks::Blocks;
 use super::buffer::Workspace;
 use super::correlation::Correlation;
-use super::engine::for_each_worker;
 use super::panel::{self, Source, Strip};
+use super::workers::for_each_worker;
 use crate::kernel::{Kernel, Outer, STEPS, Stretch, Transpose, Vector};
 use std::sync::{Condvar, Mutex};
 
@@ -87,14 +87,13 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let blocks = plan.blocks(c);
     let waiting = if plan.parts > 1 { blocks } else { 0 };
     let turns = Turns { done: Mutex::new(vec![0; waiting]), changed: Condvar::new() };
-    for_each_worker(threads, blocks * plan.parts, |first, next| {
+    for_each_worker(threads, blocks * plan.parts, |numbers| {
         let memory = Workspace::new(plan.workspace_len());
         let mut places = Places {
             stretches: Vec::with_capacity(plan.stretches),
             taps: Vec::with_capacity(plan.taps),
         };
-        let mut task = Some(first);
-        while let Some(number) = task {
+        for number in numbers {
             let (part, block) = (number / blocks, number % blocks);
             let worker = Worker::new(kernel, c, plan, operands, &memory, block);
             // SAFETY: the caller vouches for the tensors; the turns keep parts apart.
@@ -102,7 +101,6 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
                 worker.sum(part, &mut places);
                 turns.take(block, part, || worker.add(part > 0));
             }
-            task = next();
         }
     });
 }
