@@ -5,7 +5,8 @@
 //! cargo run --release -p benches --bin gflops -- 1 fwd cv9b32 cv10
 //! ```
 //!
-//! The arguments are the threads, the pass (`fwd`, `bwdx`, `bwdw`) and the layers (all, if none).
+//! The arguments are the threads, the pass (`fwd`, `bwdx`, `bwdw`) and the layers. With none, all of them,
+//! and the bandwidth of a copy of 256 MiB before.
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -40,6 +41,11 @@ fn run() -> Result<(), String> {
         .build_global()
         .map_err(|error| error.to_string())?;
 
+    if wanted.is_empty() {
+        let mut copies = roofline::Copies::new(256 << 20);
+        let rate = median((0..5).map(|_| copies.bandwidth())).expect("five copies");
+        println!("copy of 256 MiB: {rate:.1} GB/s read and written");
+    }
     let mut shares = Vec::new();
     println!("layer    CPU ms/call   wall ms  GFLOP/s a thread    % of peak");
     for (layer, batch) in cases {

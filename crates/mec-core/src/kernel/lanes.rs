@@ -1,26 +1,38 @@
 //! Moving columns between the tensors and the SIMD lanes of panels and tiles.
 
-use super::simd::{Isa, Vector};
-use super::tile::Onto;
+use super::simd::{First, Isa, Vector};
+use super::tile::{Onto, prefetch};
 use pulp::{Simd, WithSimd};
 
 /// Registers that are packed together: a strip's and its halo's on AVX-512.
 const MAX_REGISTERS: usize = 4;
 
-/// A run of columns to pack: the same lanes of every channel's vector in a panel.
+/// Rows ahead of the one being packed that memory is asked for.
+const AHEAD: usize = 16;
+
+/// A run of columns to pack: the same lanes of some rows of every channel in a panel.
+///
+/// All rows of a channel before the next channel: both sides are then met almost in order. With the
+/// channels innermost, each step came to another page and packing took twice as long (Zen 2, cv9).
 pub struct Pack<T> {
     /// The first element that is read, of the first channel.
     pub from: *const T,
     /// Elements from a channel to the next, in the tensor.
     pub from_channel: isize,
+    /// Elements from a row to the next, in the tensor.
+    pub from_row: isize,
     /// Elements from a column to the next, in the tensor.
     pub from_column: isize,
     /// The run's first lane, of the first channel.
     pub to: *mut T,
     /// Elements from a channel to the next, in the panel.
     pub to_channel: usize,
+    /// Elements from a row to the next, in the panel.
+    pub to_row: usize,
     /// Channels.
     pub channels: usize,
+    /// Rows.
+    pub rows: usize,
     /// Lanes of padding, written as zero, before the columns that are read.
     pub before: usize,
     /// Columns that are read.
@@ -36,44 +48,86 @@ impl<T: Vector> WithSimd for RunPack<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let p = self.0;
-        let lanes = T::lanes::<S>();
+        let (p, lanes) = (self.0, T::lanes::<S>());
         let all = p.before + p.columns + p.after;
         // Some registers at a time, so that their masks are found once for all channels.
         for first in (0..all).step_by(MAX_REGISTERS * lanes) {
-            let registers = (all - first).div_ceil(lanes).min(MAX_REGISTERS);
-            let within = |lane: usize, register: usize| {
-                lane.saturating_sub(first + register * lanes).min(lanes)
-            };
-            let end = p.before + p.columns;
-            let read: [T::Mask<S>; MAX_REGISTERS] =
-                std::array::from_fn(|v| T::mask(simd, within(p.before, v), within(end, v)));
-            let write: [T::Mask<S>; MAX_REGISTERS] =
-                std::array::from_fn(|v| T::mask(simd, 0, within(all, v)));
-            let skip = first as isize - p.before as isize;
-            let mut from = p.from.wrapping_offset(skip.wrapping_mul(p.from_column));
-            let mut to = p.to.wrapping_add(first);
-            for _ in 0..p.channels {
-                // SAFETY: `pack`'s contract covers the lanes of the masks.
-                unsafe {
-                    for v in 0..registers {
-                        let value = if p.from_column == 1 {
-                            T::load_masked(simd, from.wrapping_add(v * lanes), read[v])
-                        } else {
-                            T::splat(simd, T::ZERO)
-                        };
-                        T::store_masked(simd, to.add(v * lanes), write[v], value);
-                    }
-                    if p.from_column != 1 {
-                        let inside = p.before.max(first)..end.min(first + registers * lanes);
-                        for i in inside.map(|lane| lane - first) {
-                            *to.add(i) = *from.wrapping_offset(i as isize * p.from_column);
-                        }
-                    }
+            // SAFETY: `pack`'s contract covers all lanes.
+            unsafe {
+                match (all - first).div_ceil(lanes) {
+                    1 => p.registers::<S, 1>(simd, first),
+                    2 => p.registers::<S, 2>(simd, first),
+                    3 => p.registers::<S, 3>(simd, first),
+                    _ => p.registers::<S, MAX_REGISTERS>(simd, first),
                 }
-                from = from.wrapping_offset(p.from_channel);
-                to = to.wrapping_add(p.to_channel);
             }
+        }
+    }
+}
+
+impl<T: Vector> Pack<T> {
+    /// Packs `N` registers from lane `first` on.
+    ///
+    /// # Safety
+    ///
+    /// As [`pack`].
+    #[inline(always)]
+    unsafe fn registers<S: Simd, const N: usize>(&self, simd: S, first: usize) {
+        let lanes = T::lanes::<S>();
+        let within =
+            |lane: usize, register: usize| lane.saturating_sub(first + register * lanes).min(lanes);
+        let end = self.before + self.columns;
+        let all = end + self.after;
+        let read: [T::Mask<S>; N] =
+            std::array::from_fn(|v| T::mask(simd, within(self.before, v), within(end, v)));
+        let write: [First<T::Mask<S>>; N] = std::array::from_fn(|v| T::first(simd, within(all, v)));
+        // SAFETY: the caller vouches for the lanes of the masks.
+        unsafe {
+            if self.from_column == 1 {
+                self.for_each_row(first, N * lanes, |from, to| {
+                    for v in 0..N {
+                        let value = T::load_masked(simd, from.wrapping_add(v * lanes), read[v]);
+                        T::store_first(simd, to.wrapping_add(v * lanes), write[v], value);
+                    }
+                });
+                return;
+            }
+            let inside =
+                self.before.max(first) - first..end.clamp(first, first + N * lanes) - first;
+            self.for_each_row(first, N * lanes, |from, to| {
+                for v in 0..N {
+                    let zero = T::splat(simd, T::ZERO);
+                    T::store_first(simd, to.wrapping_add(v * lanes), write[v], zero);
+                }
+                for lane in inside.clone() {
+                    *to.wrapping_add(lane) =
+                        *from.wrapping_offset(lane as isize * self.from_column);
+                }
+            });
+        }
+    }
+
+    /// Calls `row` with the tensor's and the panel's place of `lanes` lanes, from lane `first` on, of each
+    /// row of each channel.
+    #[inline(always)]
+    pub fn for_each_row(&self, first: usize, lanes: usize, row: impl Fn(*const T, *mut T)) {
+        // What a step comes to next is too far away for the CPU to see a pattern.
+        let ahead = AHEAD.div_ceil(self.rows.max(1)) as isize * self.from_channel;
+        let last = ahead + (lanes as isize - 1) * self.from_column;
+        let skip = first as isize - self.before as isize;
+        let mut channel_from = self.from.wrapping_offset(skip.wrapping_mul(self.from_column));
+        let mut channel_to = self.to.wrapping_add(first);
+        for _ in 0..self.channels {
+            let (mut from, mut to) = (channel_from, channel_to);
+            for _ in 0..self.rows {
+                prefetch(from.wrapping_offset(ahead));
+                prefetch(from.wrapping_offset(last));
+                row(from, to);
+                from = from.wrapping_offset(self.from_row);
+                to = to.wrapping_add(self.to_row);
+            }
+            channel_from = channel_from.wrapping_offset(self.from_channel);
+            channel_to = channel_to.wrapping_add(self.to_channel);
         }
     }
 }
@@ -82,7 +136,7 @@ impl<T: Vector> WithSimd for RunPack<'_, T> {
 ///
 /// # Safety
 ///
-/// The CPU has `I`. For each channel, `columns` elements can be read from `from` and
+/// The CPU has `I`. For each row of each channel, `columns` elements can be read from `from` and
 /// `before + columns + after` can be written at `to`.
 pub(crate) unsafe fn pack<T: Vector, I: Isa>(pack: &Pack<T>) {
     // SAFETY: the caller vouches for the CPU.
@@ -172,19 +226,29 @@ impl<T: Vector> Scatter<'_, T> {
     unsafe fn rows<S: Simd>(&self, simd: S, tile: *const T, out: *mut T, columns: usize) {
         let lanes = T::lanes::<S>();
         let onto = matches!(self.onto, Onto::Output);
-        for first in (0..columns).step_by(lanes) {
-            let mask = T::mask(simd, 0, (columns - first).min(lanes));
-            for r in 0..self.channels {
-                let to = out.wrapping_add(r * self.out_channel + first);
-                // SAFETY: the mask covers what the caller vouches for.
-                unsafe {
-                    let from = tile.add(r * self.phases * self.tile_phase + first);
-                    let value = T::load_masked(simd, from, mask);
-                    let mut value = T::sum(simd, value, T::splat(simd, self.bias(r)));
+        let whole = columns / lanes * lanes;
+        let (mask, rest) = (T::mask(simd, 0, columns - whole), T::first(simd, columns - whole));
+        for r in 0..self.channels {
+            let bias = T::splat(simd, self.bias(r));
+            // SAFETY: these are the columns the caller vouches for.
+            unsafe {
+                let from = tile.add(r * self.phases * self.tile_phase);
+                let to = out.wrapping_add(r * self.out_channel);
+                for at in (0..whole).step_by(lanes) {
+                    let (from, to) = (from.add(at), to.wrapping_add(at));
+                    let mut value = T::sum(simd, T::load::<S>(from), bias);
+                    if onto {
+                        value = T::sum(simd, value, T::load::<S>(to));
+                    }
+                    T::store::<S>(to, value);
+                }
+                if whole < columns {
+                    let (from, to) = (from.add(whole), to.wrapping_add(whole));
+                    let mut value = T::sum(simd, T::load_masked(simd, from, mask), bias);
                     if onto {
                         value = T::sum(simd, value, T::load_masked(simd, to, mask));
                     }
-                    T::store_masked(simd, to, mask, value);
+                    T::store_first(simd, to, rest, value);
                 }
             }
         }

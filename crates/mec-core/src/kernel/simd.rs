@@ -1,10 +1,12 @@
 //! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
 
-#[cfg(target_arch = "x86_64")]
-use super::deinterleave;
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
+use std::any::TypeId;
+use std::mem::transmute_copy;
 use std::ops::Add;
 
 /// An instruction set, named by the type that proves it can run.
@@ -77,6 +79,45 @@ impl Isa for Neon {
     }
 }
 
+/// The first lanes of a register.
+#[derive(Debug, Clone, Copy)]
+pub struct First<M> {
+    count: usize,
+    mask: M,
+}
+
+/// Whether `S` is AVX2. Its masked stores take a dozen cycles and more on AMD's cores, whatever they
+/// store: packing took twice as long with them (Zen 2), and a tile that is stored in pieces too.
+#[inline(always)]
+fn is_avx2<S: Simd>() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return TypeId::of::<S>() == TypeId::of::<pulp::x86::V3>();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Writes the first `count` lanes by halves: at most three stores.
+///
+/// # Safety
+///
+/// `count` elements can be written, fewer than a register of `LANES` holds.
+#[inline(always)]
+pub(super) unsafe fn store_pieces<T: Copy, const LANES: usize>(
+    to: *mut T,
+    count: usize,
+    value: [T; LANES],
+) {
+    let (mut at, mut half) = (0, LANES / 2);
+    while half > 0 {
+        if count & half != 0 {
+            // SAFETY: the pieces before and this one are no more than `count`.
+            unsafe { std::ptr::copy_nonoverlapping(value.as_ptr().add(at), to.add(at), half) };
+            at += half;
+        }
+        half /= 2;
+    }
+}
+
 /// How an instruction set transposes and packs.
 pub type Moves<T> = (unsafe fn(&Transpose<T>), unsafe fn(&Pack<T>));
 
@@ -98,6 +139,11 @@ pub trait Vector: Copy + Add<Output = Self> {
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
     const AVX512: Moves<Self>;
+
+    /// The same of AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    const AVX2: Moves<Self>;
 
     /// Elements in a register.
     fn lanes<S: Simd>() -> usize {
@@ -129,15 +175,21 @@ pub trait Vector: Copy + Add<Output = Self> {
     /// The elements of the mask's lanes can be read.
     unsafe fn load_masked<S: Simd>(simd: S, from: *const Self, mask: Self::Mask<S>) -> Self::Of<S>;
 
-    /// Writes the lanes of `mask` from `to` on.
+    /// The first `count` lanes, at most all of them.
+    #[inline(always)]
+    fn first<S: Simd>(simd: S, count: usize) -> First<Self::Mask<S>> {
+        First { count, mask: Self::mask(simd, 0, count) }
+    }
+
+    /// Writes the lanes of `first` from `to` on.
     ///
     /// # Safety
     ///
-    /// The elements of the mask's lanes can be written.
-    unsafe fn store_masked<S: Simd>(
+    /// The elements of those lanes can be written.
+    unsafe fn store_first<S: Simd>(
         simd: S,
         to: *mut Self,
-        mask: Self::Mask<S>,
+        first: First<Self::Mask<S>>,
         value: Self::Of<S>,
     );
 
@@ -168,7 +220,9 @@ impl Vector for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: Moves<f32> = (transpose::avx512, deinterleave::avx512);
+    const AVX512: Moves<f32> = (avx512::transpose, avx512::pack);
+    #[cfg(target_arch = "x86_64")]
+    const AVX2: Moves<f32> = (avx2::transpose, avx2::pack);
     type Of<S: Simd> = S::f32s;
 
     #[inline(always)]
@@ -207,9 +261,22 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
-    unsafe fn store_masked<S: Simd>(simd: S, to: *mut f32, mask: Self::Mask<S>, value: S::f32s) {
-        // SAFETY: the caller vouches for the mask's lanes.
-        unsafe { simd.mask_store_ptr_f32s(mask, to, value) }
+    unsafe fn store_first<S: Simd>(
+        simd: S,
+        to: *mut f32,
+        first: First<Self::Mask<S>>,
+        value: S::f32s,
+    ) {
+        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers.
+        unsafe {
+            if !is_avx2::<S>() {
+                simd.mask_store_ptr_f32s(first.mask, to, value);
+            } else if first.count == 8 {
+                Self::store::<S>(to, value);
+            } else {
+                store_pieces::<f32, 8>(to, first.count, transmute_copy(&value));
+            }
+        }
     }
 }
 
@@ -218,6 +285,8 @@ impl Vector for f64 {
     const ONE: f64 = 1.0;
     #[cfg(target_arch = "x86_64")]
     const AVX512: Moves<f64> = (transpose::plain, lanes::pack::<f64, Avx512>);
+    #[cfg(target_arch = "x86_64")]
+    const AVX2: Moves<f64> = (transpose::plain, lanes::pack::<f64, Avx2>);
     type Of<S: Simd> = S::f64s;
 
     #[inline(always)]
@@ -256,8 +325,21 @@ impl Vector for f64 {
     }
 
     #[inline(always)]
-    unsafe fn store_masked<S: Simd>(simd: S, to: *mut f64, mask: Self::Mask<S>, value: S::f64s) {
-        // SAFETY: the caller vouches for the mask's lanes.
-        unsafe { simd.mask_store_ptr_f64s(mask, to, value) }
+    unsafe fn store_first<S: Simd>(
+        simd: S,
+        to: *mut f64,
+        first: First<Self::Mask<S>>,
+        value: S::f64s,
+    ) {
+        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers.
+        unsafe {
+            if !is_avx2::<S>() {
+                simd.mask_store_ptr_f64s(first.mask, to, value);
+            } else if first.count == 4 {
+                Self::store::<S>(to, value);
+            } else {
+                store_pieces::<f64, 4>(to, first.count, transmute_copy(&value));
+            }
+        }
     }
 }

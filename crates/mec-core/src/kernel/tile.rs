@@ -1,10 +1,12 @@
 //! The forward micro-kernel: a register tile of `V` vectors of columns by `R` output channels.
 //!
 //! Columns lie in SIMD lanes and are read from a packed panel; output channels are broadcast from
-//! the weight, where it lies. Every step of the sum loads `V` vectors, `R` scalars and the step's two
-//! offsets for `V * R` fused multiply-adds: at 3 x 8 on AVX-512 that is 13 loads for the 12 cycles in
-//! which two ports do 24 of them, so the loads hide and the accumulators (24 of 32 registers) cover
-//! the latency of four cycles.
+//! the weight, where it lies. Every step of the sum loads `V` vectors, `R` scalars and where the
+//! columns lie for `V * R` fused multiply-adds: at 3 x 8 on AVX-512 that is 12 loads for the 12 cycles
+//! in which two ports do 24 of them, so the loads hide and the accumulators (24 of 32 registers) cover
+//! the latency of four cycles. At 2 x 6 on AVX2 it is 9 loads for 6 cycles, and 12 of 16 registers; at
+//! 3 x 4, which reads the panel half as often again and leaves no register for the next weight, the
+//! compiler moved accumulators about and the loop took 1.5 times as long (Zen 2).
 //!
 //! Packing the weights as well was tried and is slower in the forward pass: `R` streams that each
 //! advance by one element stay in the first-level cache, while a copy must be made, stored and read
@@ -50,6 +52,10 @@ pub(crate) struct Tile<'a, T> {
     pub weight_channel: isize,
     /// Elements from an output's weights to the next's.
     pub weight_output: isize,
+    /// Elements from each tap's weight to the next's, where that is one distance: then no step of the
+    /// sum looks it up. That load is one of ten, beside 12 multiply-adds on two ports, and took a tenth
+    /// of the time (AVX2).
+    pub weight_step: Option<isize>,
     /// Channels to sum over.
     pub channels: usize,
     /// Kernel elements to sum over.
@@ -72,26 +78,41 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let t = self.0;
-        let lanes = T::lanes::<S>();
         let mut acc = [[T::splat(simd, T::ZERO); V]; R];
         // Outputs beyond the last one repeat it, so that no read leaves the weight.
         let output: [isize; R] =
             std::array::from_fn(|r| r.min(t.outputs - 1) as isize * t.weight_output);
         // SAFETY: `tile`'s contract covers every address formed here.
         unsafe {
-            for c in 0..t.channels {
-                let panel = t.panel.add(c * t.panel_channel);
-                let first = t.weight.offset(c as isize * t.weight_channel);
-                let weight: [*const T; R] =
-                    std::array::from_fn(|r| first.wrapping_offset(output[r]));
-                for tap in t.taps {
-                    let panel = panel.add(tap.panel);
-                    let columns: [T::Of<S>; V] =
-                        std::array::from_fn(|v| T::load::<S>(panel.add(v * lanes)));
-                    for r in 0..R {
-                        let w = T::splat(simd, *weight[r].wrapping_offset(tap.weight));
-                        for v in 0..V {
-                            acc[r][v] = T::mul_add(simd, columns[v], w, acc[r][v]);
+            let weight: [*const T; R] =
+                std::array::from_fn(|r| t.weight.wrapping_offset(output[r]));
+            match (t.weight_step, t.taps) {
+                (Some(_), [tap]) => {
+                    let (panel, mut at) = (t.panel.add(tap.panel), tap.weight);
+                    for c in 0..t.channels {
+                        step(simd, &mut acc, panel.add(c * t.panel_channel), &weight, at);
+                        at += t.weight_channel;
+                    }
+                }
+                (Some(weight_step), [first, ..]) => {
+                    let gap = t.weight_channel - weight_step * t.taps.len() as isize;
+                    let mut at = first.weight;
+                    for c in 0..t.channels {
+                        let panel = t.panel.add(c * t.panel_channel);
+                        for tap in t.taps {
+                            step(simd, &mut acc, panel.add(tap.panel), &weight, at);
+                            at += weight_step;
+                        }
+                        at += gap;
+                    }
+                }
+                (_, taps) => {
+                    for c in 0..t.channels {
+                        let panel = t.panel.add(c * t.panel_channel);
+                        let channel = c as isize * t.weight_channel;
+                        for tap in taps {
+                            let at = channel + tap.weight;
+                            step(simd, &mut acc, panel.add(tap.panel), &weight, at);
                         }
                     }
                 }
@@ -129,6 +150,32 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// One step of the sum: a column of weights times the registers at `panel`.
+///
+/// # Safety
+///
+/// `V` vectors can be read at `panel` and an element at `at` from each of `weight`.
+#[inline(always)]
+unsafe fn step<T: Vector, S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    acc: &mut [[T::Of<S>; V]; R],
+    panel: *const T,
+    weight: &[*const T; R],
+    at: isize,
+) {
+    // SAFETY: the caller vouches for both sides.
+    unsafe {
+        let columns: [T::Of<S>; V] =
+            std::array::from_fn(|v| T::load::<S>(panel.add(v * T::lanes::<S>())));
+        for r in 0..R {
+            let w = T::splat(simd, *weight[r].wrapping_offset(at));
+            for v in 0..V {
+                acc[r][v] = T::mul_add(simd, columns[v], w, acc[r][v]);
             }
         }
     }
@@ -172,7 +219,8 @@ const PREFETCH_CHANNELS: isize = 8;
 const PREFETCH_LINES: isize = 8;
 
 /// Asks for the line at `at`, which need not be readable.
-fn prefetch<T>(at: *const T) {
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults.
     unsafe {

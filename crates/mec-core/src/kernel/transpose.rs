@@ -20,6 +20,8 @@ pub struct Transpose<T> {
     pub to_row: usize,
     /// Whether to add to what is there.
     pub onto: bool,
+    /// Elements from each that is read to one that will be read soon.
+    pub ahead: isize,
 }
 
 /// Transposes element by element.
@@ -40,109 +42,23 @@ pub(crate) unsafe fn plain<T: Vector>(t: &Transpose<T>) {
     }
 }
 
-/// Transposes `f32` in blocks of 16 x 16 registers.
-///
-/// A block takes 64 shuffles, a cycle each: a quarter of a cycle for each element, where loads and
-/// stores of single elements take one.
-///
-/// # Safety
-///
-/// As [`plain`]; the CPU has AVX-512 F.
+/// Where the blocks of `size` x `size` elements of a matrix begin: along the side whose rows lie further
+/// apart, so that each of them is met in order.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn avx512(t: &Transpose<f32>) {
-    if t.from_column != 1 {
-        // SAFETY: the same contract.
-        return unsafe { plain(t) };
-    }
-    // Along the side whose rows lie further apart, so that each of them is met in order.
-    // SAFETY: blocks lie inside the matrix.
-    unsafe {
-        if t.to_row > t.from_row.unsigned_abs() {
-            for j in (0..t.columns).step_by(16) {
-                for i in (0..t.rows).step_by(16) {
-                    block(t, i, j);
-                }
-            }
-        } else {
-            for i in (0..t.rows).step_by(16) {
-                for j in (0..t.columns).step_by(16) {
-                    block(t, i, j);
-                }
-            }
+pub(super) fn for_each_block<T>(
+    t: &Transpose<T>,
+    size: usize,
+    mut block: impl FnMut(usize, usize),
+) {
+    if t.to_row > t.from_row.unsigned_abs() {
+        for j in (0..t.columns).step_by(size) {
+            (0..t.rows).step_by(size).for_each(|i| block(i, j));
+        }
+    } else {
+        for i in (0..t.rows).step_by(size) {
+            (0..t.columns).step_by(size).for_each(|j| block(i, j));
         }
     }
-}
-
-/// One block, from row `i` and column `j` on.
-///
-/// # Safety
-///
-/// As [`avx512`]; row and column lie inside the matrix.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn block(t: &Transpose<f32>, i: usize, j: usize) {
-    use std::arch::x86_64::*;
-    let mask = |count: usize| -> __mmask16 { ((1u32 << count) - 1) as __mmask16 };
-    let (rows, columns) = ((t.rows - i).min(16), (t.columns - j).min(16));
-    let mut block = [_mm512_setzero_ps(); 16];
-    for (r, row) in block.iter_mut().enumerate() {
-        if r < rows {
-            let from = t.from.wrapping_offset((i + r) as isize * t.from_row + j as isize);
-            // SAFETY: the mask covers the columns the caller vouches for.
-            *row = unsafe { _mm512_maskz_loadu_ps(mask(columns), from) };
-        }
-    }
-    let block = transposed(block);
-    for (c, column) in block.into_iter().enumerate() {
-        if c < columns {
-            let to = t.to.wrapping_add((j + c) * t.to_row + i);
-            // SAFETY: the mask covers the rows the caller vouches for.
-            unsafe {
-                let column = if t.onto {
-                    _mm512_add_ps(column, _mm512_maskz_loadu_ps(mask(rows), to))
-                } else {
-                    column
-                };
-                _mm512_mask_storeu_ps(to, mask(rows), column);
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn transposed(r: [std::arch::x86_64::__m512; 16]) -> [std::arch::x86_64::__m512; 16] {
-    use std::arch::x86_64::*;
-    let zero = _mm512_setzero_ps();
-    // Lane `l` of `quads[g][k]`: column `4 * l + k` of rows `4 * g..4 * g + 4`.
-    let mut quads = [[zero; 4]; 4];
-    for g in 0..4 {
-        let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
-        let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)].map(|v| _mm512_castps_pd(v));
-        let high =
-            [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)].map(|v| _mm512_castps_pd(v));
-        quads[g] = [
-            _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1])),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1])),
-            _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1])),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1])),
-        ];
-    }
-    let mut out = [zero; 16];
-    for k in 0..4 {
-        let [a, b, c, d] = [quads[0][k], quads[1][k], quads[2][k], quads[3][k]];
-        // Lanes 0 and 2, then 1 and 3, of two groups of rows.
-        let even = [_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(c, d, 0x88)];
-        let odd = [_mm512_shuffle_f32x4(a, b, 0xdd), _mm512_shuffle_f32x4(c, d, 0xdd)];
-        out[k] = _mm512_shuffle_f32x4(even[0], even[1], 0x88);
-        out[8 + k] = _mm512_shuffle_f32x4(even[0], even[1], 0xdd);
-        out[4 + k] = _mm512_shuffle_f32x4(odd[0], odd[1], 0x88);
-        out[12 + k] = _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd);
-    }
-    out
 }
 
 #[cfg(test)]
@@ -171,6 +87,7 @@ mod tests {
                                 to: to.as_mut_ptr(),
                                 to_row,
                                 onto,
+                                ahead: 0,
                             });
                         }
                         let times = if onto { 2.0 } else { 1.0 };

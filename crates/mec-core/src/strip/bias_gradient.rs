@@ -1,6 +1,6 @@
 //! The bias gradient by itself: the sum of each channel of `dy`.
 
-use super::engine::for_each_worker;
+use super::workers::for_each_worker;
 use crate::View;
 use crate::kernel::{Kernel, Plane, Vector};
 
@@ -18,11 +18,10 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let [batch, channels, height, width] = dy.shape();
     let [image, channel, row, column] = dy.strides();
     let shared = Shared(dy.as_ptr(), db);
-    for_each_worker(threads, channels, |first, next| {
+    for_each_worker(threads, channels, |numbers| {
         let shared = &shared;
         let (dy, db) = (shared.0, shared.1);
-        let mut task = Some(first);
-        while let Some(c) = task {
+        for c in numbers {
             let mut sum = T::ZERO;
             for n in 0..batch {
                 let offset = n as isize * image + c as isize * channel;
@@ -42,7 +41,6 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
             }
             // SAFETY: as above.
             unsafe { *db.add(c) = sum };
-            task = next();
         }
     });
 }

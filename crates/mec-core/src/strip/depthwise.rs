@@ -1,7 +1,8 @@
 //! Depthwise convolution at stride 1: planes are independent, and no workspace is needed.
 
-use super::engine::{Operands, for_each_worker};
+use super::engine::Operands;
 use super::weight_gradient::Operands as GradientOperands;
+use super::workers::for_each_worker;
 use crate::Geometry;
 use crate::kernel::{Kernel, Plane, RowSums, Rows, Vector, Window};
 
@@ -46,9 +47,8 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         (from, to) = (to, from);
     }
     let [_, channels, height, width] = to;
-    for_each_worker(threads, g.batch * channels, |task, next| {
-        let mut task = Some(task);
-        while let Some(plane) = task {
+    for_each_worker(threads, g.batch * channels, |planes| {
+        for plane in planes {
             let (image, channel) = (plane / channels, plane % channels);
             // SAFETY: the caller vouches for the tensors; each plane is one task's.
             unsafe {
@@ -62,7 +62,6 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
                     size: [height, width],
                 });
             }
-            task = next();
         }
     });
 }
@@ -81,9 +80,8 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
     let o = operands;
     let window = forward_window(g);
     let taps = g.height.kernel * g.width.kernel;
-    for_each_worker(threads, g.channels_in, |task, next| {
-        let mut task = Some(task);
-        while let Some(channel) = task {
+    for_each_worker(threads, g.channels_in, |channels| {
+        for channel in channels {
             // SAFETY: the caller vouches for the tensors; each channel is one task's.
             unsafe {
                 let sums = o.dw.add(channel * taps);
@@ -103,7 +101,6 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
                     *o.db.add(channel) = bias;
                 }
             }
-            task = next();
         }
     });
 }

@@ -16,13 +16,13 @@ use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
+use super::workers::{for_each_worker, spread};
 use crate::kernel::{
     Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, PackWeights, Scatter, Tap, Tile,
-    Vector,
+    Vector, prefetch,
 };
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Strips);
@@ -65,28 +65,16 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
-    for_each_worker(threads, tasks, |first, next| {
+    for_each_worker(threads, tasks, |numbers| {
         let memory = Workspace::new(memory_len(jobs));
         let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
         let taps = Vec::with_capacity(2 * most_taps);
         let mut worker = Worker { kernel, operands, memory, taps };
-        let mut task = Some(first);
-        while let Some(number) = task {
-            let number = spread(number, tasks, threads);
+        for number in numbers {
             // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
-            unsafe { worker.run(jobs, number) };
-            task = next();
+            unsafe { worker.run(jobs, spread(number, tasks, threads)) };
         }
     });
-}
-
-/// The task that is dealt as number `number`: threads work in ranges of their own.
-///
-/// Neighbouring strips share cache lines of the output. Two threads that write them at a time take
-/// them from each other: m1 and cv7 then ran no faster on two threads than on one.
-fn spread(number: usize, tasks: usize, threads: usize) -> usize {
-    let (range, place) = (number % threads, number / threads);
-    range * (tasks / threads) + range.min(tasks % threads) + place
 }
 
 /// Elements of panel and weights, at least one, that serve every job.
@@ -105,32 +93,9 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
     memory_len(jobs) * size_of::<T>() + taps
 }
 
-/// Deals the numbers below `tasks`, in order, to at most `threads` workers: each starts with its
-/// first number and asks for more. A worker that comes too late is not started, so that it takes
-/// no memory.
-pub(crate) fn for_each_worker(
-    threads: usize,
-    tasks: usize,
-    work: impl Fn(usize, &dyn Fn() -> Option<usize>) + Sync,
-) {
-    let taken = AtomicUsize::new(0);
-    let next = || Some(taken.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
-    let start = || {
-        if let Some(first) = next() {
-            work(first, &next);
-        }
-    };
-    if threads.min(tasks) <= 1 {
-        start();
-    } else {
-        rayon::scope(|scope| {
-            for _ in 1..threads.min(tasks) {
-                scope.spawn(|_| start());
-            }
-            start();
-        });
-    }
-}
+/// Bytes of an image's output from which its lines are asked for ahead of each window: cv7 took 1.4
+/// times as long without, and c1, of a quarter of this size, 1.15 times as long with it (Zen 2).
+const FAR: usize = 1 << 20;
 
 /// One thread's memory.
 struct Worker<'a, T: Copy + 'static> {
@@ -152,7 +117,17 @@ struct Task<'a> {
     outputs: Range<usize>,
     /// Where row 0 of the strip lies in the output, and how many rows lie likewise.
     runs: List<OutRun>,
+    /// Where each register of row 0 lies, if they can be stored as they are.
+    registers: Option<[usize; MAX_VECTORS]>,
     common_rows: usize,
+    /// Elements of a panel from an output row's window to the next's.
+    window_step: usize,
+    /// Elements from an output row to the next.
+    out_row: usize,
+    /// Whether the output comes from further away than the second-level cache.
+    far: bool,
+    /// Elements from each tap's weight to the next's, if that is one distance.
+    weight_step: Option<isize>,
 }
 
 /// What a panel holds: rows of output it serves, and channels.
@@ -173,6 +148,8 @@ struct Weights<'a, T> {
     channel: isize,
     /// Elements from an output's weights to the next's.
     output: isize,
+    /// Elements from each tap's weight to the next's, if that is one distance.
+    step: Option<isize>,
     /// The taps of each phase, one phase after the other.
     taps: &'a [Tap],
 }
@@ -201,9 +178,25 @@ impl<T: Vector> Worker<'_, T> {
         let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
         let mut runs = List::new();
         strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
-        let common_rows = strip.common_rows(c);
-        let task = Task { c, plan, strip, group, outputs, runs, common_rows };
-        self.find_taps(&task);
+        self.find_taps(c, &strip);
+        let distance = |pair: &[Tap]| pair[1].weight - pair[0].weight;
+        let first = self.taps.get(..2).map_or(0, distance);
+        let weight_step = self.taps.windows(2).all(|pair| distance(pair) == first).then_some(first);
+        // What no window changes is found here: with few channels a window is short.
+        let task = Task {
+            c,
+            plan,
+            group,
+            outputs,
+            registers: self.registers(c, runs.as_slice(), strip.bundles),
+            runs,
+            common_rows: strip.common_rows(c),
+            window_step: c.height.step / c.height.unit() * strip.line_len,
+            out_row: c.height.out_step * c.strides(self.operands.y_strides)[2],
+            far: c.outputs * c.height.output * c.width.output * size_of::<T>() >= FAR,
+            weight_step,
+            strip,
+        };
         if plan.weights_len > 0 {
             self.find_packed_taps(&task);
         }
@@ -223,8 +216,7 @@ impl<T: Vector> Worker<'_, T> {
     }
 
     /// Where each tap lies in the panel and in the weight.
-    fn find_taps(&mut self, task: &Task) {
-        let (c, strip) = (task.c, &task.strip);
+    fn find_taps(&mut self, c: &Correlation, strip: &Strip) {
         let [.., row, column] = self.operands.weight_strides;
         self.taps.clear();
         for phase in c.phases() {
@@ -257,6 +249,32 @@ impl<T: Vector> Worker<'_, T> {
         }
     }
 
+    /// Where each of `vectors` registers belongs in the output, if the runs are whole registers: then
+    /// tiles can be stored from where they are summed.
+    fn registers(
+        &self,
+        c: &Correlation,
+        runs: &[OutRun],
+        vectors: usize,
+    ) -> Option<[usize; MAX_VECTORS]> {
+        if c.width.out_step * self.operands.y_strides[3] != 1 || c.phases().len() != 1 {
+            return None;
+        }
+        let lanes = self.kernel.lanes;
+        let mut offsets = [0; MAX_VECTORS];
+        let mut next = 0;
+        for run in runs {
+            if run.lane != next * lanes || !run.columns.is_multiple_of(lanes) {
+                return None;
+            }
+            for place in (0..run.columns).step_by(lanes) {
+                offsets[next] = run.offset + place;
+                next += 1;
+            }
+        }
+        (next == vectors).then_some(offsets)
+    }
+
     /// Packs a panel and multiplies it with the weights of all its output channels.
     ///
     /// # Safety
@@ -271,6 +289,7 @@ impl<T: Vector> Worker<'_, T> {
             channels: panel.channels,
         };
         let rows = (panel.row, panel.rows);
+        let channel_len = task.c.height.panel_rows(panel.rows) * task.strip.line_len;
         // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
         unsafe {
             panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.memory.as_ptr());
@@ -278,7 +297,7 @@ impl<T: Vector> Worker<'_, T> {
                 let outputs = first..task.outputs.end.min(first + self.kernel.channels);
                 let weights = self.weights(task, panel, &outputs);
                 for row in 0..panel.rows {
-                    self.window(task, panel, row, &outputs, &weights);
+                    self.window(task, panel, channel_len, row, &outputs, &weights);
                 }
             }
         }
@@ -298,7 +317,8 @@ impl<T: Vector> Worker<'_, T> {
         let (in_place, packed) = self.taps.split_at(task.c.all_taps());
         let first = o.weight.wrapping_offset(offset);
         if task.plan.weights_len == 0 {
-            return Weights { first, phase: 0, channel, output, taps: in_place };
+            let step = task.weight_step;
+            return Weights { first, phase: 0, channel, output, step, taps: in_place };
         }
         let to = self.memory.as_ptr().wrapping_add(task.plan.panel_len);
         let tile = self.kernel.channels;
@@ -325,6 +345,7 @@ impl<T: Vector> Worker<'_, T> {
             phase: panel.channels * tile,
             channel: tile as isize,
             output: 1,
+            step: Some(tile as isize),
             taps: packed,
         }
     }
@@ -338,6 +359,7 @@ impl<T: Vector> Worker<'_, T> {
         &self,
         task: &Task,
         panel: &Panel,
+        channel_len: usize,
         row: usize,
         outputs: &Range<usize>,
         weights: &Weights<'t, T>,
@@ -345,14 +367,14 @@ impl<T: Vector> Worker<'_, T> {
         let (c, o, strip) = (task.c, self.operands, &task.strip);
         // Rows differ by where they begin, but where a band has fewer rows than the others.
         let mut fewer;
-        let (runs, shift) = if panel.row + row < task.common_rows {
-            (&task.runs, (panel.row + row) * c.height.out_step * c.strides(o.y_strides)[2])
+        let (runs, registers, shift) = if panel.row + row < task.common_rows {
+            (task.runs.as_slice(), task.registers, (panel.row + row) * task.out_row)
         } else {
             fewer = List::new();
             strip.out_runs(c, panel.row + row, &c.strides(o.y_strides), &mut fewer);
-            (&fewer, 0)
+            let runs = fewer.as_slice();
+            (runs, self.registers(c, runs, strip.bundles), 0)
         };
-        let runs = runs.as_slice();
         if runs.is_empty() {
             return;
         }
@@ -364,6 +386,15 @@ impl<T: Vector> Worker<'_, T> {
         };
         let out = o.y.wrapping_add(output * o.y_strides[1] + shift);
         let out_column = c.width.out_step * o.y_strides[3];
+        // What is stored waits for its line, and lines are far apart: ask for those of the next window.
+        if task.far {
+            for run in runs {
+                let last = run.offset + (run.columns - 1) * out_column + task.out_row;
+                for r in 0..outputs.len() {
+                    prefetch(out.wrapping_add(last + r * o.y_strides[1]));
+                }
+            }
+        }
         // Kernel rows that meet no row of `dy` add nothing. In the forward pass they multiply padding,
         // which is there: a weight that is not finite makes a product with it that is none either.
         let tap_rows =
@@ -372,16 +403,14 @@ impl<T: Vector> Worker<'_, T> {
             &taps[tap_rows.start * phase.taps..tap_rows.end * phase.taps]
         };
         let mut tile = Tile {
-            panel: self
-                .memory
-                .as_ptr()
-                .wrapping_add(row * c.height.step / c.height.unit() * strip.line_len),
-            panel_channel: c.height.panel_rows(panel.rows) * strip.line_len,
+            panel: self.memory.as_ptr().wrapping_add(row * task.window_step),
+            panel_channel: channel_len,
             weight: weights.first,
             weight_channel: weights.channel_of(weights.taps),
             weight_output: weights.output,
+            weight_step: weights.step,
             channels: panel.channels,
-            taps: taps_of(&c.phases()[0], weights.taps),
+            taps: &[],
             out: [out; MAX_VECTORS],
             out_channel: o.y_strides[1],
             outputs: outputs.len(),
@@ -389,11 +418,9 @@ impl<T: Vector> Worker<'_, T> {
         };
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.
         unsafe {
-            if out_column == 1
-                && c.phases().len() == 1
-                && let Some(offsets) = vector_offsets(runs, self.kernel.lanes, strip.bundles)
-            {
+            if let Some(offsets) = registers {
                 tile.out = offsets.map(|offset| out.wrapping_add(offset));
+                tile.taps = taps_of(&c.phases()[0], weights.taps);
                 self.kernel.tile(strip.bundles, &tile);
                 return;
             }
@@ -424,39 +451,6 @@ impl<T: Vector> Worker<'_, T> {
                 out_column,
                 onto,
             });
-        }
-    }
-}
-
-/// Where each of `vectors` registers belongs in the output, if the runs are whole registers: then
-/// tiles can be stored from where they are summed.
-fn vector_offsets(runs: &[OutRun], lanes: usize, vectors: usize) -> Option<[usize; MAX_VECTORS]> {
-    let mut offsets = [0; MAX_VECTORS];
-    let mut next = 0;
-    for run in runs {
-        if run.lane != next * lanes || !run.columns.is_multiple_of(lanes) {
-            return None;
-        }
-        for place in (0..run.columns).step_by(lanes) {
-            offsets[next] = run.offset + place;
-            next += 1;
-        }
-    }
-    (next == vectors).then_some(offsets)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_task_is_dealt_once() {
-        for tasks in 1..40 {
-            for threads in 1..7 {
-                let mut dealt: Vec<_> = (0..tasks).map(|n| spread(n, tasks, threads)).collect();
-                dealt.sort_unstable();
-                assert!(dealt.into_iter().eq(0..tasks), "{tasks} tasks, {threads} threads");
-            }
         }
     }
 }

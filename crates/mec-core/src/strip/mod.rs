@@ -4,7 +4,7 @@
 //! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops;
 //! - `blocks`, `weight_gradient`: the weight gradient, as plain data and its loops;
 //! - `depthwise`, `bias_gradient`: what needs no panel;
-//! - `buffer`: memory.
+//! - `buffer`: memory; `workers`: threads.
 //!
 //! This file plans a pass and runs the plan.
 
@@ -17,6 +17,7 @@ mod engine;
 mod panel;
 mod strips;
 mod weight_gradient;
+mod workers;
 
 use crate::kernel::Kernel;
 use crate::plan::Piece;
@@ -120,14 +121,16 @@ impl Work {
     ) -> Result<Self, Error> {
         let size = TileSize {
             lanes: kernel.lanes,
-            vectors: kernel.columns() / kernel.lanes,
+            vectors: kernel.vectors,
             channels: kernel.channels,
             bytes: size_of::<T>(),
+            packed_rows: kernel.packed_rows,
         };
         // The list of jobs, while it is made from the list of correlations.
         let shared = correlations.len() * (size_of::<Job>() + size_of::<Correlation>());
         let taps = correlations.iter().map(engine::taps_bytes).max().unwrap_or(0);
         let bound = (WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared);
+        let bound = bound.min(kernel.panel_bytes);
         let each = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
         let mut jobs = Vec::with_capacity(correlations.len());
         for c in &correlations {

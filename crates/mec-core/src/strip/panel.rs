@@ -197,31 +197,35 @@ pub(crate) unsafe fn pack<T: Vector>(
     let panel_rows = h.panel_rows(rows);
     let runs = strip.runs();
     let used = runs.last().map_or(0, |r| r.lane + r.lanes);
-    for i in 0..panel_rows {
-        for (index, run) in runs.iter().enumerate() {
-            let y = ((run.row + row) * h.step + i * h.unit()) as isize + h.base;
-            let inside = (0..h.input as isize).contains(&y);
-            // Lanes no run uses are cleared: stale bits could be denormals, which are slow.
-            let idle = if index + 1 == runs.len() { strip.plane_len - used } else { 0 };
-            for plane in 0..strip.lowering.planes {
-                let first = (run.x * w.step + plane * w.tap_step) as isize + w.base;
-                let (before, columns) = if inside {
-                    inside_columns(first, w.step, w.input, run.lanes)
-                } else {
-                    (run.lanes, 0)
-                };
-                let start = first + (before * w.step) as isize;
+    for (index, run) in runs.iter().enumerate() {
+        let top = ((run.row + row) * h.step) as isize + h.base;
+        let (above, inside) = inside_columns(top, h.unit(), h.input, panel_rows);
+        // Lanes no run uses are cleared: stale bits could be denormals, which are slow.
+        let idle = if index + 1 == runs.len() { strip.plane_len - used } else { 0 };
+        for plane in 0..strip.lowering.planes {
+            let first = (run.x * w.step + plane * w.tap_step) as isize + w.base;
+            let (before, columns) = inside_columns(first, w.step, w.input, run.lanes);
+            let start = first + (before * w.step) as isize;
+            // Rows above the input, rows of it, and rows below.
+            let parts = [(0, above, 0), (above, inside, columns), (above + inside, panel_rows, 0)];
+            for (from_row, rows, columns) in parts {
+                let rows = rows.min(panel_rows - from_row);
+                let y = top + (from_row * h.unit()) as isize;
                 let offset = run.image as isize * strides[0] + y * strides[2] + start * strides[3];
+                let at = from_row * strip.line_len + plane * strip.plane_len + run.lane;
                 // SAFETY: only columns and rows inside the input are read; the lanes written are
                 // this run's, and the idle ones behind the last run.
                 unsafe {
                     kernel.pack(&Pack {
                         from: source.first.wrapping_offset(offset),
                         from_channel: strides[1],
+                        from_row: h.unit() as isize * strides[2],
                         from_column: w.step as isize * strides[3],
-                        to: to.add(i * strip.line_len + plane * strip.plane_len + run.lane),
+                        to: to.add(at),
                         to_channel: panel_rows * strip.line_len,
+                        to_row: strip.line_len,
                         channels: source.channels,
+                        rows,
                         before,
                         columns,
                         after: run.lanes - before - columns + idle,

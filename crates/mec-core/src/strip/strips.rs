@@ -24,6 +24,8 @@ pub(crate) struct TileSize {
     pub channels: usize,
     /// Bytes of an element.
     pub bytes: usize,
+    /// Rows a panel should serve where weights are packed for it.
+    pub packed_rows: usize,
 }
 
 /// The lanes (image, band, x) of a correlation, numbered in that order and dealt to strips; where
@@ -91,7 +93,7 @@ pub(crate) struct Strips {
     pub weights_len: usize,
 }
 
-/// Rows a panel should serve before it takes all channels: with fewer, packing shows.
+/// Rows a panel should serve before it takes all channels: with fewer, packing it shows.
 const ROWS_WANTED: usize = 4;
 
 /// Steps of a sum below which cutting it into channel blocks costs more than it gains: each cut
@@ -116,7 +118,7 @@ impl Strips {
         let smallest = c.height.panel_rows(1);
         let vectors = (1..=size.vectors).rev().find(|&v| smallest * row_len(v) <= room)?;
         // A quarter at most for weights.
-        let channels = Self::channel_block(c, room * 3 / 4 / row_len(vectors));
+        let channels = Self::channel_block(c, size, room * 3 / 4 / row_len(vectors));
 
         let (bands, parts) = Self::bands_and_parts(c, size, &lowering, vectors, threads);
         let columns = Columns::new(c, lowering, bands, size.lanes, vectors);
@@ -151,12 +153,13 @@ impl Strips {
     }
 
     /// Input channels of a panel that has room for `room` rows of one channel.
-    fn channel_block(c: &Correlation, room: usize) -> usize {
+    fn channel_block(c: &Correlation, size: TileSize, room: usize) -> usize {
         if c.channels == 0 {
             return 0;
         }
         let most = (room / c.height.panel_rows(1)).max(1);
-        let wanted = room / c.height.panel_rows(ROWS_WANTED.min(c.height.output.max(1)));
+        let rows = if c.transposed { size.packed_rows } else { ROWS_WANTED };
+        let wanted = room / c.height.panel_rows(rows.min(c.height.output.max(1)));
         let block = wanted.max(STEPS_WANTED.div_ceil(c.taps())).min(most).min(c.channels);
         let blocks = c.channels.div_ceil(block);
         c.channels.div_ceil(blocks)

@@ -17,8 +17,8 @@
 use super::blocks::Blocks;
 use super::buffer::Workspace;
 use super::correlation::Correlation;
-use super::engine::for_each_worker;
 use super::panel::{self, Source, Strip};
+use super::workers::for_each_worker;
 use crate::kernel::{Kernel, Outer, STEPS, Stretch, Transpose, Vector};
 use std::sync::{Condvar, Mutex};
 
@@ -87,21 +87,30 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let blocks = plan.blocks(c);
     let waiting = if plan.parts > 1 { blocks } else { 0 };
     let turns = Turns { done: Mutex::new(vec![0; waiting]), changed: Condvar::new() };
-    for_each_worker(threads, blocks * plan.parts, |first, next| {
+    for_each_worker(threads, blocks * plan.parts, |numbers| {
         let memory = Workspace::new(plan.workspace_len());
-        let mut stretches = Vec::with_capacity(plan.stretches);
-        let mut task = Some(first);
-        while let Some(number) = task {
+        let mut places = Places {
+            stretches: Vec::with_capacity(plan.stretches),
+            taps: Vec::with_capacity(plan.taps),
+        };
+        for number in numbers {
             let (part, block) = (number / blocks, number % blocks);
             let worker = Worker::new(kernel, c, plan, operands, &memory, block);
             // SAFETY: the caller vouches for the tensors; the turns keep parts apart.
             unsafe {
-                worker.sum(part, &mut stretches);
+                worker.sum(part, &mut places);
                 turns.take(block, part, || worker.add(part > 0));
             }
-            task = next();
         }
     });
+}
+
+/// Where the micro-kernel finds its operands in a panel.
+struct Places {
+    /// The columns of each row.
+    stretches: Vec<Stretch>,
+    /// The kernel elements, from a channel's start.
+    taps: Vec<usize>,
 }
 
 /// One task: a block of the result and the memory to sum it in.
@@ -173,7 +182,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn sum(&self, part: usize, stretches: &mut Vec<Stretch>) {
+    unsafe fn sum(&self, part: usize, places: &mut Places) {
         let plan = self.plan;
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
         unsafe {
@@ -186,18 +195,22 @@ impl<'a, T: Vector> Worker<'a, T> {
                 let strip = Strip::new(self.c, &plan.columns, 1, strip);
                 for row in (0..plan.columns.band_rows).step_by(plan.rows) {
                     let rows = plan.rows.min(plan.columns.band_rows - row);
-                    self.find_stretches(&strip, rows, stretches);
+                    self.find(&strip, rows, places);
                     self.pack(&strip, row, rows);
-                    self.multiply(&strip, rows, stretches, onto);
+                    self.multiply(&strip, rows, places, onto);
                     onto = true;
                 }
             }
         }
     }
 
-    /// Where the columns of each row lie in the panel: gaps between rows have no `dy`.
-    fn find_stretches(&self, strip: &Strip, rows: usize, stretches: &mut Vec<Stretch>) {
-        let row_len = self.c.height.step / self.c.height.unit() * strip.line_len;
+    /// Where columns and kernel elements lie in the panel: gaps between rows have no `dy`.
+    fn find(&self, strip: &Strip, rows: usize, Places { stretches, taps }: &mut Places) {
+        let c = self.c;
+        let row_len = c.height.step / c.height.unit() * strip.line_len;
+        let (across, phase) = (c.width.taps, &c.phases()[0]);
+        taps.clear();
+        taps.extend((0..c.taps()).map(|tap| strip.tap(c, phase, tap / across, tap % across)));
         stretches.clear();
         for row in 0..rows {
             for run in strip.runs().iter().filter(|run| run.columns > 0) {
@@ -244,6 +257,9 @@ impl<'a, T: Vector> Worker<'a, T> {
                             to: to.add(position * registers * lanes),
                             to_row: registers * lanes,
                             onto: false,
+                            // The next row, or two lines: those of so many channels are more than a
+                            // CPU follows by itself (cv7 took 1.25 times as long with two lines).
+                            ahead: line.max(32),
                         });
                         position += run.columns;
                     }
@@ -262,24 +278,29 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// # Safety
     ///
     /// As [`run`], after [`Worker::pack`].
-    unsafe fn multiply(&self, strip: &Strip, rows: usize, stretches: &[Stretch], onto: bool) {
-        let (c, lanes) = (self.c, self.kernel.lanes);
-        let channel_len = c.height.panel_rows(rows) * strip.line_len;
+    unsafe fn multiply(&self, strip: &Strip, rows: usize, places: &Places, onto: bool) {
+        let lanes = self.kernel.lanes;
+        let channel_len = self.c.height.panel_rows(rows) * strip.line_len;
         let steps = self.steps();
-        // Where kernel element `k` (channel, row, column) has its first column in the panel.
-        let start = |k: usize| -> *const T {
-            let (channel, tap) = (k / c.taps(), k % c.taps());
-            if channel == self.channels.1 {
-                return self.ones;
-            }
-            let (y, x) = (tap / c.width.taps, tap % c.width.taps);
-            self.panel.wrapping_add(channel * channel_len + strip.tap(c, &c.phases()[0], y, x))
-        };
         for (first, registers) in self.tiles() {
+            // Where each kernel element (channel, row, column) has its first column in the panel: the
+            // bias last, and again in the places of those missing.
+            let (mut channel, mut tap) = (0, 0);
+            let mut start = || {
+                if channel == self.channels.1 {
+                    return if self.bias { self.ones } else { self.panel };
+                }
+                let at = self.panel.wrapping_add(channel * channel_len + places.taps[tap]);
+                tap += 1;
+                if tap == places.taps.len() {
+                    (channel, tap) = (channel + 1, 0);
+                }
+                at
+            };
             for step in (0..steps).step_by(STEPS) {
                 let outer = Outer {
-                    panel: std::array::from_fn(|k| start((step + k).min(steps - 1))),
-                    stretches,
+                    panel: std::array::from_fn(|_| start().cast_const()),
+                    stretches: &places.stretches,
                     dy: self.tile(first, strip, rows),
                     out: self.sums.wrapping_add(step * self.plan.outputs + first * lanes),
                     out_step: self.plan.outputs,
@@ -312,6 +333,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                 to: o.dw.add((output * c.channels + self.channels.0) * c.taps()),
                 to_row: c.channels * c.taps(),
                 onto,
+                ahead: 0,
             });
             if self.bias {
                 for i in 0..self.outputs.1 {
