@@ -15,8 +15,8 @@ use benches::{Pass, Problem, geometric_mean, median, select};
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, try_read_sync};
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::TensorData;
+use burn::tensor::ops::ConvOptions;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_mec::ops::{Bias, Conv2dBackend, Conv2dGradients};
 use burn_mec::{Algorithm, Settings};
@@ -297,17 +297,15 @@ fn distance(got: &[f32], expected: &[f32]) -> f64 {
     let largest = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(0.0, |a: f64, b| if a.is_nan() || a > b { a } else { b })
     };
-    let difference =
-        largest(&mut got.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())));
+    let difference = largest(&mut got.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())));
     let scale = largest(&mut expected.iter().map(|value| f64::from(value.abs())));
     if difference == 0.0 { 0.0 } else { difference / scale }
 }
 
 /// A table of one pass in Markdown: times, and how many times ours Burn's is.
 fn table(pass: Pass, measured: &[Measured]) -> String {
-    let of = |contender: &'static str| {
-        move |m: &&Measured| m.contender == contender && m.pass == pass
-    };
+    let of =
+        |contender: &'static str| move |m: &&Measured| m.contender == contender && m.pass == pass;
     let mut table = Table::new();
     table.load_preset(ASCII_MARKDOWN);
     table.set_header([

@@ -5,7 +5,7 @@ mod common;
 use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
-use common::{BURN, Conv, MEC, assert_close, all_devices, random, tensor, values};
+use common::{BURN, Conv, MEC, all_devices, assert_close, random, tensor, values};
 
 const X: [usize; 4] = [2, 3, 6, 5];
 const WEIGHT: [usize; 4] = [4, 3, 3, 3];

@@ -5,7 +5,9 @@
 
 mod common;
 
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::try_read_sync;
 use burn::nn::PaddingConfig2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
@@ -14,8 +16,6 @@ use burn_mec::module::{conv2d, conv2d_with_settings};
 use burn_mec::nn::conv::Conv2dConfig;
 use burn_mec::ops::{Bias, Conv2dBackend, Conv2dGradients};
 use burn_mec::{Algorithm, Settings};
-use burn::backend::ops::FloatTensorOps;
-use burn::backend::try_read_sync;
 use common::{Case, assert_close, panic_message, problem, random, tensor, values};
 use mec_core::{ConvOptions as CoreOptions, testing};
 
@@ -114,8 +114,7 @@ fn without_fusion() {
 
 #[test]
 fn gradients_are_the_same_bits_in_every_run() {
-    let problem =
-        problem("repeat", [3, 16, 12, 12], [24, 16, 3, 3], CoreOptions::default(), true);
+    let problem = problem("repeat", [3, 16, 12, 12], [24, 16, 3, 3], CoreOptions::default(), true);
     let case = Case::random(&problem);
     let first = case.run(common::MEC, &device(), DType::F32);
     for _ in 0..2 {

@@ -105,7 +105,8 @@ impl Display for Report<'_> {
             self.step_images(),
             match mec.memory {
                 Memory::StepPeak(_) => "beyond the batch, the weights and the optimiser's state",
-                Memory::DeviceReserved(_) => "all that the device's allocator keeps after the steps",
+                Memory::DeviceReserved(_) =>
+                    "all that the device's allocator keeps after the steps",
             },
             ratio(burn.step.as_secs_f64() / mec.step.as_secs_f64()),
             ratio(burn.memory.bytes() as f64 / mec.memory.bytes() as f64),

@@ -15,10 +15,10 @@
 
 mod autodiff;
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(all(feature = "fusion", feature = "cube"))]
 use burn::backend::fusion::custom::TensorSpec;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(all(feature = "fusion", feature = "cube"))]
 use burn::tensor::Shape;
 use mec_core::{Geometry, Settings};

@@ -163,7 +163,9 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
             );
             sync_cube();
 
-            for t in 0..clamp_max(comptime!(taps).runtime() - first_tap, comptime!(tile.taps).runtime()) {
+            for t in
+                0..clamp_max(comptime!(taps).runtime() - first_tap, comptime!(tile.taps).runtime())
+            {
                 let mut offset = t * comptime!(patch.positions() * patch.vectors);
                 if comptime!(patch.shared) {
                     let tap = first_tap + t;

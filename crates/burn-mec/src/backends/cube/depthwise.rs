@@ -8,11 +8,11 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use mec_core::{Geometry, Reach};
 
+use super::Error;
 use super::device::Device;
 use super::launch::{accumulator, address_type, axis, cubes, elem, is_channels_last, vector_size};
 use super::plan::Problem;
 use super::staging::AxisArgs;
-use super::Error;
 
 /// How a unit's work is cut: all that shapes the compiled kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -144,22 +144,21 @@ fn correlation_kernel<E: Float, A: Float, N: Size>(
     for tap_row in 0..height.taps {
         let y = first_row + (tap_row * height.tap_step) as i32;
         if y >= 0 && (y as usize) < height.input {
-            let from = image * input.stride(0)
-                + channel * input.stride(1)
-                + y as usize * input.stride(2);
+            let from =
+                image * input.stride(0) + channel * input.stride(1) + y as usize * input.stride(2);
             let weight_row = height.weight_first + tap_row as i32 * height.weight_step;
             for part in 0..comptime!(cut.kernel_w.div_ceil(cut.taps)) {
                 let first_tap = part * comptime!(cut.taps);
-                let first = (column * comptime!(cut.step)
-                    + first_tap * comptime!(cut.tap_step)) as i32
+                let first = (column * comptime!(cut.step) + first_tap * comptime!(cut.tap_step))
+                    as i32
                     + width.base;
-                let span = read_span::<E, A, N>(input, from, first, width.input, comptime!(cut.span()));
+                let span =
+                    read_span::<E, A, N>(input, from, first, width.input, comptime!(cut.span()));
                 #[unroll]
                 for t in 0..comptime!(cut.taps) {
                     let tap = first_tap + t;
                     if tap < comptime!(cut.kernel_w) {
-                        let weight_column =
-                            width.weight_first + tap as i32 * width.weight_step;
+                        let weight_column = width.weight_first + tap as i32 * width.weight_step;
                         let at = channel * weight.stride(0)
                             + weight_row as usize * weight.stride(2)
                             + weight_column as usize * weight.stride(3);
@@ -295,23 +294,24 @@ fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size>(
         let image = at / height.output;
         let y = (row * height.step + tap_row * height.tap_step) as i32 + height.base;
         let inside = y >= 0 && (y as usize) < height.input;
-        let from_dy =
-            image * dy.stride(0) + channel * dy.stride(1) + row * dy.stride(2);
+        let from_dy = image * dy.stride(0) + channel * dy.stride(1) + row * dy.stride(2);
         for run in 0..width.output.div_ceil(comptime!(cut.columns)) {
             let column = run * comptime!(cut.columns);
             let d = read_span::<E, A, N>(
-                dy, from_dy, column as i32, width.output, comptime!(cut.columns),
+                dy,
+                from_dy,
+                column as i32,
+                width.output,
+                comptime!(cut.columns),
             );
             #[unroll]
             for i in 0..comptime!(cut.columns) {
                 bias_sum += d[i];
             }
             if inside {
-                let from = image * x.stride(0)
-                    + channel * x.stride(1)
-                    + y as usize * x.stride(2);
-                let first = (column * comptime!(cut.step)
-                    + first_tap * comptime!(cut.tap_step)) as i32
+                let from = image * x.stride(0) + channel * x.stride(1) + y as usize * x.stride(2);
+                let first = (column * comptime!(cut.step) + first_tap * comptime!(cut.tap_step))
+                    as i32
                     + width.base;
                 let span = read_span::<E, A, N>(x, from, first, width.input, comptime!(cut.span()));
                 #[unroll]

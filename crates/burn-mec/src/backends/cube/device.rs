@@ -23,8 +23,7 @@ impl Device {
         let properties = client.properties();
         let hardware = &properties.hardware;
         // A device that is no card: lavapipe, SwiftShader, WARP, or CubeCL's own CPU runtime.
-        let software =
-            hardware.num_cpu_cores.is_some() || properties.identity.physical.is_none();
+        let software = hardware.num_cpu_cores.is_some() || properties.identity.physical.is_none();
         let (x, y, z) = hardware.max_cube_count;
         let room = if software {
             hardware.num_cpu_cores.map_or_else(

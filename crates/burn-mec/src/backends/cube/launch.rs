@@ -5,14 +5,14 @@ use std::hash::Hash;
 use std::sync::{LazyLock, Mutex};
 
 use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape};
-use burn::backend::cubecl::dtype_to_elem_type;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::ir::{AddressType, ElemType};
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::ops::permute_nhwc_to_nchw;
-use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use mec_core::{Geometry, Reach, Settings};
 
@@ -134,9 +134,8 @@ pub(super) fn weight_gradient(
         return Ok((dw, db));
     }
     if dy.meta.num_elements() == 0 {
-        let zeros = |like: CubeTensor| {
-            CubeBackend::float_zeros(like.shape(), &cube_device, dtype.into())
-        };
+        let zeros =
+            |like: CubeTensor| CubeBackend::float_zeros(like.shape(), &cube_device, dtype.into());
         return Ok((zeros(dw), db.map(zeros)));
     }
     let device = Device::of(&client);
@@ -149,7 +148,8 @@ pub(super) fn weight_gradient(
             return;
         }
         let partial = accumulator_type(dtype);
-        let copies = |tensor: &CubeTensor| contiguous(&[splits, tensor.meta.num_elements()], partial);
+        let copies =
+            |tensor: &CubeTensor| contiguous(&[splits, tensor.meta.num_elements()], partial);
         let (dw_parts, db_parts) = (copies(&dw), db.as_ref().map(copies));
         launch(&dw_parts, db_parts.as_ref());
         sum_splits(dw_parts, &dw, splits, &device);

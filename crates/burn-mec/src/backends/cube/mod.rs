@@ -22,13 +22,13 @@ mod plan;
 mod staging;
 mod weight_gradient;
 
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::conv::{conv_data_backward, conv_forward, conv_weight_backward};
 use burn_cubecl::tensor::CubeTensor;
-use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, Shape};
-use burn::tensor::ops::ConvOptions;
 use mec_core::{Algorithm, Geometry, Settings};
 
 use crate::ops::{Bias, Conv2dBackend, Conv2dGradients};
@@ -66,8 +66,14 @@ impl Conv2dGradients for CubeBackend {
     ) -> FloatTensor<Self> {
         if choose(&dy, &geometry, &settings) == Choice::Burn {
             let shape = Shape::from(geometry.input_shape());
-            return conv_data_backward::<2>(dy, weight, shape, options(&geometry), Default::default())
-                .unwrap_or_else(|error| panic!("conv2d: {error:?}"));
+            return conv_data_backward::<2>(
+                dy,
+                weight,
+                shape,
+                options(&geometry),
+                Default::default(),
+            )
+            .unwrap_or_else(|error| panic!("conv2d: {error:?}"));
         }
         done(launch::input_gradient(dy, weight, &geometry))
     }

@@ -101,12 +101,13 @@ pub(super) fn forward(
         let columns = Slice::from(group * outputs..(group + 1) * outputs);
         let matrix = match g.groups {
             1 => weight.clone(),
-            _ => CubeBackend::float_slice(weight.clone(), &[Slice::full(), Slice::full(), Slice::full(), columns]),
+            _ => CubeBackend::float_slice(
+                weight.clone(),
+                &[Slice::full(), Slice::full(), Slice::full(), columns],
+            ),
         };
-        let matrix = CubeBackend::float_reshape(
-            into_contiguous(matrix),
-            Shape::from([1, window, outputs]),
-        );
+        let matrix =
+            CubeBackend::float_reshape(into_contiguous(matrix), Shape::from([1, window, outputs]));
         for class in Class::all(g) {
             for first in (0..g.batch).step_by(images) {
                 let part = Part { group, first, count: images.min(g.batch - first), class };

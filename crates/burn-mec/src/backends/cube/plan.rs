@@ -97,7 +97,8 @@ impl Problem {
 
     /// What staging a vector of `lanes` of the input costs.
     fn stage_cost(&self, costs: &Costs, lanes: usize) -> f64 {
-        let single = if self.channels_last && self.channels.is_multiple_of(lanes) { 1 } else { lanes };
+        let single =
+            if self.channels_last && self.channels.is_multiple_of(lanes) { 1 } else { lanes };
         costs.stage + costs.stage_lane * single as f64
     }
 
@@ -113,7 +114,8 @@ impl Problem {
             let most = (positions / width).min(rows);
             let height = rows.div_ceil(rows.div_ceil(most));
             let whole = width == columns && height == rows;
-            let images = if whole { (positions / (width * height)).clamp(1, batch.max(1)) } else { 1 };
+            let images =
+                if whole { (positions / (width * height)).clamp(1, batch.max(1)) } else { 1 };
             [images, height, width]
         })
     }
@@ -213,13 +215,7 @@ pub(super) fn correlation_tile(
 
 impl Problem {
     /// The model's time of a correlation, in multiply-adds of a unit.
-    fn time(
-        &self,
-        tile: &correlation::Tile,
-        costs: &Costs,
-        device: &Device,
-        blocks: usize,
-    ) -> f64 {
+    fn time(&self, tile: &correlation::Tile, costs: &Costs, device: &Device, blocks: usize) -> f64 {
         let patch = &tile.patch;
         let taps = (tile.kernel[0] * tile.kernel[1]) as f64;
         let channel_steps = self.channels.div_ceil(tile.channels()) as f64;

@@ -116,8 +116,7 @@ pub(super) fn tap_in_patch(row: usize, column: usize, #[comptime] patch: Patch) 
         (row * comptime!(patch.tap_step[0]) * width + column * comptime!(patch.tap_step[1]))
             * comptime!(patch.vectors)
     } else {
-        (row * comptime!(patch.taps[1]) + column)
-            * comptime!(patch.positions() * patch.vectors)
+        (row * comptime!(patch.taps[1]) + column) * comptime!(patch.positions() * patch.vectors)
     }
 }
 
@@ -188,9 +187,11 @@ pub(super) fn stage_patch<E: Float, N: Size, NI: Size>(
                 let tap_columns = comptime!(patch.taps[1]);
                 image += position / comptime!(rows * columns) % comptime!(patch.tile[0]);
                 row += (position / columns % rows * comptime!(patch.step[0])
-                    + tap / tap_columns * comptime!(patch.tap_step[0])) as i32;
+                    + tap / tap_columns * comptime!(patch.tap_step[0]))
+                    as i32;
                 column += (position % columns * comptime!(patch.step[1])
-                    + tap % tap_columns * comptime!(patch.tap_step[1])) as i32;
+                    + tap % tap_columns * comptime!(patch.tap_step[1]))
+                    as i32;
             }
 
             let inside = image < input.shape(0)

@@ -9,9 +9,7 @@
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 
-use super::staging::{
-    AxisArgs, Origin, Patch, position_in_patch, stage_patch, tap_in_patch,
-};
+use super::staging::{AxisArgs, Origin, Patch, position_in_patch, stage_patch, tap_in_patch};
 
 /// How the work is cut: all that shapes the compiled kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,7 +67,15 @@ pub(super) struct Grid {
 /// `x` and `dy` are `[batch, channels, height, width]` with any strides; `result` is `splits` times the
 /// weight's gradient, row-major, and `bias` `splits` times the bias's.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size, NI: Size, V: Size, NO: Size>(
+pub(super) fn weight_gradient_kernel<
+    E: Float,
+    A: Float,
+    R: Float,
+    N: Size,
+    NI: Size,
+    V: Size,
+    NO: Size,
+>(
     x: &Tensor<Vector<E, NI>>,
     dy: &Tensor<Vector<E, NO>>,
     result: &mut [R],
@@ -127,13 +133,12 @@ pub(super) fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size, NI: 
     let mut offsets = Array::<usize>::new(unit_rows);
     #[unroll]
     for i in 0..unit_rows {
-        let m = clamp_max(unit_m + comptime!(i * tile.units[0]), comptime!(tile.rows() - 1).runtime());
+        let m =
+            clamp_max(unit_m + comptime!(i * tile.units[0]), comptime!(tile.rows() - 1).runtime());
         let tap = m / comptime!(patch.vectors);
-        offsets[i] = tap_in_patch(
-            tap / comptime!(patch.taps[1]),
-            tap % comptime!(patch.taps[1]),
-            patch,
-        ) + m % comptime!(patch.vectors);
+        offsets[i] =
+            tap_in_patch(tap / comptime!(patch.taps[1]), tap % comptime!(patch.taps[1]), patch)
+                + m % comptime!(patch.vectors);
     }
 
     let tiles = grid.images * grid.rows * grid.columns;
@@ -158,7 +163,15 @@ pub(super) fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size, NI: 
         sync_cube();
         stage_patch::<E, N, NI>(x, &mut stage, &origin, &height, &width, patch);
         stage_gradient::<E, V, NO>(
-            dy, &mut gradient, &origin, group * outputs, first_output, outputs, &height, &width, tile,
+            dy,
+            &mut gradient,
+            &origin,
+            group * outputs,
+            first_output,
+            outputs,
+            &height,
+            &width,
+            tile,
         );
         sync_cube();
 
@@ -170,7 +183,8 @@ pub(super) fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size, NI: 
             for row in 0..rows {
                 for column in 0..columns {
                     let position = position_in_patch(image, row, column, patch);
-                    let from = ((image * comptime!(patch.tile[1]) + row) * comptime!(patch.tile[2])
+                    let from = ((image * comptime!(patch.tile[1]) + row)
+                        * comptime!(patch.tile[2])
                         + column)
                         * block_vectors
                         + unit_n;
@@ -221,9 +235,11 @@ pub(super) fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size, NI: 
                         let sum = sums[comptime!((i * lanes + k) * unit_vectors + j)];
                         #[unroll]
                         for lane in 0..lanes_out {
-                            let o = first_output + (unit_n + comptime!(j * units_n)) * lanes_out + lane;
+                            let o =
+                                first_output + (unit_n + comptime!(j * units_n)) * lanes_out + lane;
                             if o < outputs {
-                                let at = (((copy + group) * outputs + o) * channels + channel) * taps
+                                let at = (((copy + group) * outputs + o) * channels + channel)
+                                    * taps
                                     + row * kernel_w
                                     + column;
                                 result[at] = R::cast_from(sum.extract(lane));
