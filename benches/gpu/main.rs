@@ -166,6 +166,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// A contender, its first call and its later ones in milliseconds, and how far its result is from ours.
+type Timing = (&'static str, f64, f64, f64);
+
 /// The operands of one layer on the device.
 struct Operands {
     x: FloatTensor<CubeBackend>,
@@ -236,12 +239,8 @@ impl Operands {
         if contender == "burn" { self.burns(pass) } else { self.ours(pass) }
     }
 
-    /// Name, first call and later ones in milliseconds, and difference, of ours and of Burn's.
-    fn compare(
-        &self,
-        pass: Pass,
-        options: &Options,
-    ) -> Result<Vec<(&'static str, f64, f64, f64)>, Box<dyn Error>> {
+    /// Ours and Burn's.
+    fn compare(&self, pass: Pass, options: &Options) -> Result<Vec<Timing>, Box<dyn Error>> {
         let contenders: &[&'static str] = if options.alone { &["mec"] } else { &["mec", "burn"] };
         let burst = Duration::from_millis(options.burst);
         let sync = || CubeBackend::sync(&self.device).map_err(|error| format!("{error:?}"));
@@ -256,7 +255,7 @@ impl Operands {
             let data = try_read_sync(CubeBackend::float_into_data(result))
                 .ok_or("the device does not answer at once")?
                 .map_err(|error| format!("{error:?}"))?;
-            let values = data.to_vec::<f32>().map_err(|error| format!("{error:?}"))?;
+            let values = data.try_to_vec::<f32>().map_err(|error| format!("{error:?}"))?;
             let difference = expected.as_ref().map_or(0.0, |expected| distance(&values, expected));
             if difference.is_nan() || difference > ROUNDING {
                 return Err(format!("{pass}: ours and Burn's differ by {difference:e}").into());

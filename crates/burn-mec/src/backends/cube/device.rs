@@ -77,20 +77,38 @@ pub(super) struct Costs {
     pub stage_lane: f64,
     /// Waiting for the cube's other units.
     pub barrier: f64,
-    /// Multiply-adds whose sums fit the registers of a unit.
+    /// Most sums a unit keeps, as its registers allow.
     pub sums: usize,
+    /// Compiling a kernel, for each sum of a unit, spread over a hundred calls.
+    pub compile: f64,
 }
 
 impl Costs {
     /// A card: shared memory gives a unit four numbers in about the time of two multiply-adds, and
     /// global memory is hidden behind other cubes' work.
-    const HARDWARE: Self =
-        Self { read: 1.0, read_lane: 0.5, stage: 20.0, stage_lane: 8.0, barrier: 40.0, sums: 64 };
+    const HARDWARE: Self = Self {
+        read: 1.0,
+        read_lane: 0.5,
+        stage: 20.0,
+        stage_lane: 8.0,
+        barrier: 40.0,
+        sums: 64,
+        compile: 0.0,
+    };
 
     /// Mesa's llvmpipe: a multiply-add is one instruction for eight units, but a read or a write is a
-    /// loop over the eight, with a branch for each.
-    const SOFTWARE: Self =
-        Self { read: 8.0, read_lane: 8.0, stage: 40.0, stage_lane: 25.0, barrier: 60.0, sums: 256 };
+    /// loop over the eight, with a branch for each. So many sums pay, up to what compiles in reason: cv9
+    /// at batch 1, forward, on two cores of Zen 2 took 152, 119 and 77 ms with 64, 128 and 256 of them,
+    /// and 1.5, 2.0 and 4.7 s to compile.
+    const SOFTWARE: Self = Self {
+        read: 8.0,
+        read_lane: 8.0,
+        stage: 40.0,
+        stage_lane: 25.0,
+        barrier: 60.0,
+        sums: 256,
+        compile: 4e4,
+    };
 }
 
 #[cfg(test)]

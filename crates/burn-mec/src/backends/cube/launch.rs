@@ -164,8 +164,8 @@ pub(super) fn weight_gradient(
     }
 
     let key = (problem, bias, limit, device);
-    static TILES: Cache<(Problem, bool, usize, Device), Option<(weight_gradient::Tile, usize)>> =
-        Cache::new();
+    type Key = (Problem, bool, usize, Device);
+    static TILES: Cache<Key, Option<(weight_gradient::Tile, usize)>> = Cache::new();
     let (tile, splits) = TILES
         .get(key, || plan::weight_gradient_tile(&problem, bias, limit, &device))
         .ok_or(Error::Device { what: "shared memory" })?;

@@ -239,7 +239,7 @@ impl Problem {
         let unit = multiply + reads + stage + barriers;
 
         let cubes = self.tiles(patch.tile).iter().product::<usize>() * blocks * self.groups;
-        rounds(cubes, patch.units, device) * unit
+        rounds(cubes, patch.units, device) * unit + costs.compile * m * n * lanes_out
     }
 }
 
@@ -383,6 +383,7 @@ impl Problem {
             // Writing and adding the partial sums, which the device's whole width shares.
             let extra = if splits > 1 { 4.0 * costs.stage * m * n * lanes } else { 0.0 };
             rounds(blocks * splits, patch.units, device) * (each + extra)
+                + costs.compile * m * lanes * n * lanes_out
         };
         let splits = device.room.div_ceil(blocks.max(1)).min(fit).min(tiles).max(1);
         [1, splits, (2 * splits).min(fit.max(1)).min(tiles.max(1))]
