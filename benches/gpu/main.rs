@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use benches::{Pass, Problem, geometric_mean, median, select};
+use benches::{Pass, Problem, ROUNDING, difference, geometric_mean, median, select};
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, try_read_sync};
@@ -25,9 +25,6 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use mec_core::Geometry;
 use serde::Serialize;
-
-/// Largest difference between two results that rounding explains, in units of the largest value.
-const ROUNDING: f64 = 1e-4;
 
 /// Convolutions of the catalogue's layers on a GPU: ours and Burn's own.
 #[derive(Debug, Parser)]
@@ -95,7 +92,6 @@ struct Measured {
     contender: &'static str,
     layer: String,
     batch: usize,
-    #[serde(serialize_with = "as_text")]
     pass: Pass,
     /// The first call, with all that is compiled or tried for it.
     first_ms: f64,
@@ -104,10 +100,6 @@ struct Measured {
     gflops: f64,
     /// Largest difference from our result, in units of its largest value.
     difference: f64,
-}
-
-fn as_text<S: serde::Serializer>(pass: &Pass, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(pass)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -256,7 +248,8 @@ impl Operands {
                 .ok_or("the device does not answer at once")?
                 .map_err(|error| format!("{error:?}"))?;
             let values = data.try_to_vec::<f32>().map_err(|error| format!("{error:?}"))?;
-            let difference = expected.as_ref().map_or(0.0, |expected| distance(&values, expected));
+            let difference =
+                expected.as_ref().map_or(0.0, |expected| difference(&values, expected));
             if difference.is_nan() || difference > ROUNDING {
                 return Err(format!("{pass}: ours and Burn's differ by {difference:e}").into());
             }
@@ -286,19 +279,6 @@ impl Operands {
             })
             .collect())
     }
-}
-
-/// Largest difference, in units of the largest expected value.
-fn distance(got: &[f32], expected: &[f32]) -> f64 {
-    if got.len() != expected.len() {
-        return f64::INFINITY;
-    }
-    let largest = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold(0.0, |a: f64, b| if a.is_nan() || a > b { a } else { b })
-    };
-    let difference = largest(&mut got.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())));
-    let scale = largest(&mut expected.iter().map(|value| f64::from(value.abs())));
-    if difference == 0.0 { 0.0 } else { difference / scale }
 }
 
 /// A table of one pass in Markdown: times, and how many times ours Burn's is.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use benches::clock::{Took, timed, waited};
 use benches::roofline::{Copies, fma_peak};
-use benches::{Pass, Problem, median, select};
+use benches::{Pass, Problem, ROUNDING, difference, median, select};
 use clap::Parser;
 use mec_profile::{PeakAlloc, measure};
 
@@ -26,10 +26,6 @@ use report::{Line, Measured, Record, table};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc;
-
-/// Largest difference between two results that rounding explains, in units of the largest value: the
-/// longest sums of the catalogue have 1.6 million terms, and 2e-5 is the worst seen of any program.
-const ROUNDING: f64 = 1e-4;
 
 /// Convolutions of the catalogue's layers: ours, Burn's, and what the machine allows.
 #[derive(Debug, Parser)]
@@ -249,20 +245,6 @@ impl Run<'_> {
         let cold = usize::from(calls.len() > 3);
         self.calls.extend(calls.drain(cold..));
     }
-}
-
-/// Largest difference between two results, in units of the largest expected value; infinite if they
-/// are not of one length.
-fn difference(got: &[f32], expected: &[f32]) -> f64 {
-    if got.len() != expected.len() {
-        return f64::INFINITY;
-    }
-    // Not `f32::max`, which would lose a NaN.
-    let largest = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
-    let largest_of = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, largest);
-    let difference = largest_of(&mut got.iter().zip(expected).map(|(a, b)| (a - b).abs()));
-    let scale = largest_of(&mut expected.iter().map(|value| value.abs()));
-    if difference == 0.0 { 0.0 } else { f64::from(difference) / f64::from(scale) }
 }
 
 /// How far the figures can be trusted.

@@ -54,7 +54,6 @@ pub struct Measured {
     pub contender: String,
     pub layer: String,
     pub batch: usize,
-    #[serde(serialize_with = "as_text")]
     pub pass: Pass,
     pub threads: usize,
     /// Calls that the medians are of.
@@ -80,10 +79,6 @@ pub struct Measured {
     /// Time that our threads waited for a processor, summed, in shares of the time measured: 0 is a
     /// machine of our own.
     pub waiting: f64,
-}
-
-fn as_text<S: serde::Serializer>(pass: &Pass, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(pass)
 }
 
 /// A table of one pass in Markdown: a line for each layer; the first contender in full, the others

@@ -26,6 +26,24 @@ pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| (logarithms.iter().sum::<f64>() / count as f64).exp())
 }
 
+/// Largest difference between two results that rounding explains, in units of the largest value: the
+/// longest sums of the catalogue have 1.6 million terms, and 2e-5 is the worst seen of any program.
+pub const ROUNDING: f64 = 1e-4;
+
+/// Largest difference between two results, in units of the largest expected value; infinite if they
+/// are not of one length.
+pub fn difference(got: &[f32], expected: &[f32]) -> f64 {
+    if got.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    // Not `f32::max`, which would lose a NaN.
+    let largest = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
+    let largest_of = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, largest);
+    let difference = largest_of(&mut got.iter().zip(expected).map(|(a, b)| (a - b).abs()));
+    let scale = largest_of(&mut expected.iter().map(|value| value.abs()));
+    if difference == 0.0 { 0.0 } else { f64::from(difference) / f64::from(scale) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use mec_core::catalogue::{Layer, layers};
 use mec_core::{Error, Geometry, Settings, View};
+use serde::{Serialize, Serializer};
 
 /// What is measured of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,6 +39,13 @@ impl fmt::Display for Pass {
             Pass::InputGradient => "bwdx",
             Pass::WeightGradient => "bwdw",
         })
+    }
+}
+
+/// By its name.
+impl Serialize for Pass {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

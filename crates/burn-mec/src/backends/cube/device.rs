@@ -1,7 +1,13 @@
 //! What a device allows, and what its instructions cost: all that the choice of tiles depends on.
 
+use std::sync::LazyLock;
+
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::prelude::CubeCount;
+
+/// Processors of this machine. Asked for once: the answer takes reading files, and every launch needs it.
+static PROCESSORS: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
 
 /// Limits of a device, read from its properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,10 +32,7 @@ impl Device {
         let software = hardware.num_cpu_cores.is_some() || properties.identity.physical.is_none();
         let (x, y, z) = hardware.max_cube_count;
         let room = if software {
-            hardware.num_cpu_cores.map_or_else(
-                || std::thread::available_parallelism().map_or(1, |n| n.get()),
-                |cores| cores as usize,
-            )
+            hardware.num_cpu_cores.map_or_else(|| *PROCESSORS, |cores| cores as usize)
         } else {
             // Two cubes keep each multiprocessor busy. wgpu does not tell how many there are: 32 is
             // a middling card of today, on which a few cubes too many cost nothing.

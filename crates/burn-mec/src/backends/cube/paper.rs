@@ -42,18 +42,15 @@ struct Class {
 impl Class {
     fn all(g: &Geometry) -> impl Iterator<Item = Self> {
         let h = g.height;
-        let common = gcd(h.stride, h.dilation);
-        let step = h.dilation / common;
+        // The nearest output row whose window begins a whole number of dilations further on.
+        let step = (1..=h.dilation).find(|step| (step * h.stride).is_multiple_of(h.dilation));
+        let step = step.unwrap_or(h.dilation);
         (0..step.min(h.output)).map(move |first| {
             let count = (h.output - first).div_ceil(step);
-            let window_step = h.stride / common;
+            let window_step = step * h.stride / h.dilation;
             Self { first, step, count, window_step, rows: (count - 1) * window_step + h.kernel }
         })
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The forward pass, a group and as many images at a time as the workspace limit and the device's
