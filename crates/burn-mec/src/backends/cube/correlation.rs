@@ -8,7 +8,9 @@
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 
-use super::staging::{AxisArgs, Origin, Patch, position_in_patch, stage_patch, tap_in_patch};
+use super::staging::{
+    AxisArgs, Origin, Patch, place_in_tile, position_in_patch, stage_patch, tap_in_patch,
+};
 
 /// How the work is cut: all that shapes the compiled kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -113,12 +115,8 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
             unit_m + comptime!(i * tile.units[0]),
             comptime!(patch.positions() - 1).runtime(),
         );
-        positions[i] = position_in_patch(
-            p / comptime!(patch.tile[1] * patch.tile[2]),
-            p / comptime!(patch.tile[2]) % comptime!(patch.tile[1]),
-            p % comptime!(patch.tile[2]),
-            patch,
-        );
+        let place = place_in_tile(p, patch);
+        positions[i] = position_in_patch(place.0, place.1, place.2, patch);
     }
 
     let kernel_w = comptime!(tile.kernel[1]);
@@ -204,9 +202,10 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
     #[unroll]
     for i in 0..unit_positions {
         let p = unit_m + comptime!(i * tile.units[0]);
-        let image = origin.image + p / comptime!(patch.tile[1] * patch.tile[2]);
-        let row = origin.row + p / comptime!(patch.tile[2]) % comptime!(patch.tile[1]);
-        let column = origin.column + p % comptime!(patch.tile[2]);
+        let place = place_in_tile(p, patch);
+        let image = origin.image + place.0;
+        let row = origin.row + place.1;
+        let column = origin.column + place.2;
         if p < comptime!(patch.positions())
             && image < output.shape(0)
             && row < height.output

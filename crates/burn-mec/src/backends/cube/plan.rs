@@ -81,18 +81,32 @@ impl Problem {
         [&self.height, &self.width]
     }
 
-    fn patch(&self, tile: [usize; 3], taps: [usize; 2], shared: bool) -> Patch {
+    fn patch(
+        &self,
+        tile: [usize; 3],
+        taps: [usize; 2],
+        shared: bool,
+        vectors: usize,
+        units: [usize; 2],
+    ) -> Patch {
         Patch {
             tile,
             step: self.axes().map(|axis| axis.step),
             tap_step: self.axes().map(|axis| axis.tap_step),
             taps,
             shared,
-            vectors: 1,
+            vectors,
             lanes: Self::lanes(self.channels),
             channels_last: self.channels_last,
-            units: 1,
+            units: units[0] * units[1],
         }
+    }
+
+    /// How many vectors of channels may be staged together: 1, 2, 4 and so on, up to all or to `most`.
+    fn staged_vectors(&self, most: usize) -> impl Iterator<Item = usize> {
+        let all = self.channels.div_ceil(Self::lanes(self.channels));
+        std::iter::successors(Some(1), |vectors| Some(vectors * 2))
+            .take_while(move |&vectors| vectors <= most && (vectors == 1 || vectors <= all))
     }
 
     /// What staging a vector of `lanes` of the input costs.
@@ -118,6 +132,20 @@ impl Problem {
                 if whole { (positions / (width * height)).clamp(1, batch.max(1)) } else { 1 };
             [images, height, width]
         })
+    }
+
+    /// Divisions of a cube's units, along rows of the sums and along output channels, and vectors of
+    /// output channels for each unit, of which at most one a unit is wasted.
+    fn divisions(&self, device: &Device) -> impl Iterator<Item = ([usize; 2], usize)> {
+        let (outputs, lanes_out) = (self.outputs, Self::lanes(self.outputs));
+        let most = device.max_units.min(256);
+        let along_channels = UNITS[..5].iter().flat_map(|&n| [1, 2, 4].map(|vectors| (n, vectors)));
+        along_channels
+            .filter(move |&(n, vectors)| {
+                n * vectors * lanes_out < outputs + n * lanes_out || (n, vectors) == (1, 1)
+            })
+            .flat_map(|(n, vectors)| UNITS.map(|m| ([m, n], vectors)))
+            .filter(move |([m, n], _)| (8..=most).contains(&(m * n)))
     }
 
     /// Tiles along images, rows and columns.
@@ -149,61 +177,41 @@ pub(super) fn correlation_tile(
     let budget = device.shared_bytes / problem.element_bytes;
     let mut best: Option<(f64, correlation::Tile)> = None;
 
-    for &units_n in &UNITS[..5] {
-        for unit_vectors in [1, 2, 4] {
-            let block = units_n * unit_vectors * lanes_out;
-            // Not more than one vector of each unit is wasted.
-            if block >= problem.outputs + units_n * lanes_out && (units_n, unit_vectors) != (1, 1) {
+    for (units, unit_vectors) in problem.divisions(device) {
+        let blocks = problem.outputs.div_ceil(units[1] * unit_vectors * lanes_out).max(1);
+        for unit_positions in [1, 2, 4, 8, 16] {
+            if unit_positions * unit_vectors * lanes_out > costs.sums {
                 continue;
             }
-            let blocks = problem.outputs.div_ceil(block).max(1);
-            for &units_m in &UNITS {
-                let units = units_m * units_n;
-                if units > device.max_units.min(256) || units < 8 {
-                    continue;
-                }
-                for unit_positions in [1, 2, 4, 8, 16] {
-                    let sums = unit_positions * unit_vectors * lanes_out;
-                    if sums > costs.sums {
+            for shape in problem.shapes(units[0] * unit_positions) {
+                for shared in [true, false] {
+                    if shared && taps <= 1 {
                         continue;
                     }
-                    for shape in problem.shapes(units_m * unit_positions) {
-                        for shared in [true, false] {
-                            if shared && taps <= 1 {
-                                continue;
-                            }
-                            let staged_taps = if shared { kernel } else { [1, 1] };
-                            let mut patch = problem.patch(shape, staged_taps, shared);
-                            patch.units = units;
-                            let tile = correlation::Tile {
-                                patch,
-                                units: [units_m, units_n],
-                                unit_positions,
-                                unit_vectors,
-                                lanes_out,
-                                kernel,
-                                taps: 1,
-                                transposed,
-                            };
-                            for vectors in [1, 2, 4, 8] {
-                                if vectors > 1 && vectors > problem.channels.div_ceil(lanes) {
-                                    continue;
-                                }
-                                let mut tile = tile;
-                                tile.patch.vectors = vectors;
-                                let left = budget.checked_sub(tile.patch.len() * lanes);
-                                let fit = left.map_or(0, |left| {
-                                    left / (tile.channels() * tile.block_vectors() * lanes_out)
-                                });
-                                if fit == 0 {
-                                    continue;
-                                }
-                                tile.taps = if shared { fit.min(taps).max(1) } else { 1 };
-                                let time = problem.time(&tile, &costs, device, blocks);
-                                if best.as_ref().is_none_or(|(least, _)| time < *least) {
-                                    best = Some((time, tile));
-                                }
-                            }
+                    let staged_taps = if shared { kernel } else { [1, 1] };
+                    for vectors in problem.staged_vectors(8) {
+                        let mut tile = correlation::Tile {
+                            patch: problem.patch(shape, staged_taps, shared, vectors, units),
+                            units,
+                            unit_positions,
+                            unit_vectors,
+                            lanes_out,
+                            kernel,
+                            taps: 1,
+                            transposed,
+                        };
+                        // What the patch leaves holds the weights of so many taps.
+                        let left = budget.saturating_sub(tile.patch.len() * lanes);
+                        let fit = left / (tile.weights_len() * lanes_out);
+                        if fit == 0 {
+                            continue;
+                        }
+                        if shared {
+                            tile.taps = fit.min(taps);
+                        }
+                        let time = problem.time(&tile, &costs, device, blocks);
+                        if best.as_ref().is_none_or(|(least, _)| time < *least) {
+                            best = Some((time, tile));
                         }
                     }
                 }
@@ -272,6 +280,7 @@ pub(super) fn weight_gradient_tile(
     let kernel = [problem.height.taps, problem.width.taps];
     let budget = device.shared_bytes / problem.element_bytes;
     let result = problem.groups * problem.outputs * (problem.channels * kernel[0] * kernel[1] + 1);
+    let fit = partial_limit / (result * size_of::<f32>()).max(1);
     let mut best: Option<(f64, (weight_gradient::Tile, usize))> = None;
 
     let tap_blocks = [
@@ -282,57 +291,32 @@ pub(super) fn weight_gradient_tile(
         [1, 1],
     ];
     for taps in tap_blocks {
-        for vectors in [1, 2, 4, 8, 16] {
-            if vectors > 1 && vectors > problem.channels.div_ceil(lanes) {
-                continue;
-            }
-            let rows = taps[0] * taps[1] * vectors;
-            for &units_m in &UNITS {
-                let unit_rows = rows.div_ceil(units_m);
-                for &units_n in &UNITS[..5] {
-                    let units = units_m * units_n;
-                    if units > device.max_units.min(256) || units < 8 {
-                        continue;
-                    }
-                    for unit_vectors in [1, 2, 4] {
-                        let sums = unit_rows * lanes * unit_vectors * lanes_out;
-                        let block = units_n * unit_vectors * lanes_out;
-                        let wasteful = block >= problem.outputs + units_n * lanes_out
-                            && (units_n, unit_vectors) != (1, 1);
-                        if sums > costs.sums || wasteful {
+        for vectors in problem.staged_vectors(16) {
+            for (units, unit_vectors) in problem.divisions(device) {
+                let unit_rows = (taps[0] * taps[1] * vectors).div_ceil(units[0]);
+                if unit_rows * lanes * unit_vectors * lanes_out > costs.sums {
+                    continue;
+                }
+                for shape in [16, 32, 64, 128].into_iter().flat_map(|p| problem.shapes(p)) {
+                    for shared in [true, false] {
+                        if shared && taps == [1, 1] {
                             continue;
                         }
-                        for positions in [16, 32, 64, 128] {
-                            for shape in problem.shapes(positions) {
-                                for shared in [true, false] {
-                                    if shared && taps == [1, 1] {
-                                        continue;
-                                    }
-                                    let mut patch = problem.patch(shape, taps, shared);
-                                    patch.vectors = vectors;
-                                    patch.units = units;
-                                    let tile = weight_gradient::Tile {
-                                        patch,
-                                        units: [units_m, units_n],
-                                        unit_rows,
-                                        unit_vectors,
-                                        lanes_out,
-                                        kernel,
-                                        bias,
-                                    };
-                                    let shared_len =
-                                        patch.len() * lanes + tile.gradient_len() * lanes_out;
-                                    if shared_len > budget {
-                                        continue;
-                                    }
-                                    let fit = partial_limit / (result * 4).max(1);
-                                    let (time, splits) =
-                                        problem.gradient_time(&tile, &costs, device, fit);
-                                    if best.as_ref().is_none_or(|(least, _)| time < *least) {
-                                        best = Some((time, (tile, splits)));
-                                    }
-                                }
-                            }
+                        let tile = weight_gradient::Tile {
+                            patch: problem.patch(shape, taps, shared, vectors, units),
+                            units,
+                            unit_rows,
+                            unit_vectors,
+                            lanes_out,
+                            kernel,
+                            bias,
+                        };
+                        if tile.patch.len() * lanes + tile.gradient_len() * lanes_out > budget {
+                            continue;
+                        }
+                        let (time, splits) = problem.gradient_time(&tile, &costs, device, fit);
+                        if best.as_ref().is_none_or(|(least, _)| time < *least) {
+                            best = Some((time, (tile, splits)));
                         }
                     }
                 }

@@ -88,6 +88,39 @@ impl Patch {
     }
 }
 
+/// Image, row and column of an output position of a tile.
+#[cube]
+pub(super) fn place_in_tile(position: usize, #[comptime] patch: Patch) -> (usize, usize, usize) {
+    let rows = comptime!(patch.tile[1]);
+    let columns = comptime!(patch.tile[2]);
+    (position / comptime!(rows * columns), position / columns % rows, position % columns)
+}
+
+/// A vector of the channels of `tensor` from `channel` on, which lies at `at`; zeros from `end` on. They
+/// are read in one piece, or one by one where the tensor is seen so.
+#[cube]
+pub(super) fn read_channels<E: Float, N: Size, NI: Size>(
+    tensor: &Tensor<Vector<E, NI>>,
+    at: usize,
+    channel: usize,
+    end: usize,
+    #[comptime] lanes: usize,
+) -> Vector<E, N> {
+    let lanes_in = tensor.vector_size();
+    let mut value = Vector::<E, N>::zeroed();
+    #[unroll]
+    for chunk in 0..comptime!(lanes / lanes_in) {
+        if channel + chunk < end {
+            let read = tensor[(at + chunk * tensor.stride(1)) / lanes_in];
+            #[unroll]
+            for lane in 0..lanes_in {
+                value.insert(comptime!(chunk * lanes_in + lane), read.extract(lane));
+            }
+        }
+    }
+    value
+}
+
 /// Where in a patch the first tap of the tile's output position (`image`, `row`, `column`) lies.
 #[cube]
 pub(super) fn position_in_patch(
@@ -181,15 +214,14 @@ pub(super) fn stage_patch<E: Float, N: Size, NI: Size>(
                 row += (position / columns % rows) as i32;
                 column += (position % columns) as i32;
             } else {
-                let rows = comptime!(patch.tile[1]);
-                let columns = comptime!(patch.tile[2]);
                 let tap = position / comptime!(patch.positions());
                 let tap_columns = comptime!(patch.taps[1]);
-                image += position / comptime!(rows * columns) % comptime!(patch.tile[0]);
-                row += (position / columns % rows * comptime!(patch.step[0])
+                let place = place_in_tile(position % comptime!(patch.positions()), patch);
+                image += place.0;
+                row += (place.1 * comptime!(patch.step[0])
                     + tap / tap_columns * comptime!(patch.tap_step[0]))
                     as i32;
-                column += (position % columns * comptime!(patch.step[1])
+                column += (place.2 * comptime!(patch.step[1])
                     + tap % tap_columns * comptime!(patch.tap_step[1]))
                     as i32;
             }
@@ -206,17 +238,13 @@ pub(super) fn stage_patch<E: Float, N: Size, NI: Size>(
                     + channel * input.stride(1)
                     + row as usize * input.stride(2)
                     + column as usize * input.stride(3);
-                let lanes_in = input.vector_size();
-                #[unroll]
-                for chunk in 0..comptime!(patch.lanes / lanes_in) {
-                    if channel + chunk < origin.channel_end {
-                        let read = input[(at + chunk * input.stride(1)) / lanes_in];
-                        #[unroll]
-                        for lane in 0..lanes_in {
-                            value.insert(comptime!(chunk * lanes_in + lane), read.extract(lane));
-                        }
-                    }
-                }
+                value = read_channels::<E, N, NI>(
+                    input,
+                    at,
+                    channel,
+                    origin.channel_end,
+                    comptime!(patch.lanes),
+                );
             }
             stage[position * vectors + vector] = value;
         }

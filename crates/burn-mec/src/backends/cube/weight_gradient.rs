@@ -11,7 +11,10 @@
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 
-use super::staging::{AxisArgs, Origin, Patch, position_in_patch, stage_patch, tap_in_patch};
+use super::staging::{
+    AxisArgs, Origin, Patch, place_in_tile, position_in_patch, read_channels, stage_patch,
+    tap_in_patch,
+};
 
 /// How the work is cut: all that shapes the compiled kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -300,9 +303,10 @@ fn stage_gradient<E: Float, V: Size, NO: Size>(
                 p = index % positions;
                 v = index / positions;
             }
-            let image = origin.image + p / comptime!(patch.tile[1] * patch.tile[2]);
-            let row = origin.row + p / comptime!(patch.tile[2]) % comptime!(patch.tile[1]);
-            let column = origin.column + p % comptime!(patch.tile[2]);
+            let place = place_in_tile(p, patch);
+            let image = origin.image + place.0;
+            let row = origin.row + place.1;
+            let column = origin.column + place.2;
             let first = first_output + v * lanes_out;
             let mut value = Vector::<E, V>::zeroed();
             if image < dy.shape(0) && row < height.output && column < width.output {
@@ -310,16 +314,9 @@ fn stage_gradient<E: Float, V: Size, NO: Size>(
                     + (group_output + first) * dy.stride(1)
                     + row * dy.stride(2)
                     + column * dy.stride(3);
-                #[unroll]
-                for chunk in 0..comptime!(lanes_out / lanes_in) {
-                    if first + chunk < outputs {
-                        let read = dy[(at + chunk * dy.stride(1)) / lanes_in];
-                        #[unroll]
-                        for lane in 0..lanes_in {
-                            value.insert(comptime!(chunk * lanes_in + lane), read.extract(lane));
-                        }
-                    }
-                }
+                let channel = group_output + first;
+                let end = group_output + outputs;
+                value = read_channels::<E, V, NO>(dy, at, channel, end, lanes_out);
             }
             stage[p * block_vectors + v] = value;
         }
