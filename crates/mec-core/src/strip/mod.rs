@@ -1,7 +1,8 @@
 //! `Algorithm::Strip`: MEC whose lowered matrix exists one packed panel at a time.
 //!
 //! - `correlation`: the problem, in the one form that serves forward pass and input gradient;
-//! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops;
+//! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops, and in
+//!   `engine/weights` where they find their weights;
 //! - `blocks`, `weight_gradient`: the weight gradient, as plain data and its loops;
 //! - `depthwise`, `bias_gradient`: what needs no panel;
 //! - `buffer`: memory; `workers`: threads.
