@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::{ConvOptions, Geometry};
+use crate::{ConvOptions, Error, Geometry};
 
 /// One convolution layer of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -50,15 +50,27 @@ impl Layer {
 
     /// The layer as a problem of `batch` images.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If `batch` is so large that the tensors cannot be addressed.
-    pub fn geometry(&self, batch: usize) -> Geometry {
+    /// As [`Geometry::new`]: a layer of somebody's own may be no convolution, and `batch` so large that
+    /// the tensors cannot be addressed.
+    pub fn try_geometry(&self, batch: usize) -> Result<Geometry, Error> {
         let [height, width, channels_in] = self.input;
         let [kernel_h, kernel_w, channels_out] = self.kernel;
+        // Without a group, `Geometry` refuses with a sentence.
+        let per_group = channels_in.checked_div(self.groups).unwrap_or(0);
         let input = [batch, channels_in, height, width];
-        let weight = [channels_out, channels_in / self.groups, kernel_h, kernel_w];
+        let weight = [channels_out, per_group, kernel_h, kernel_w];
         Geometry::new(input, weight, &self.options())
+    }
+
+    /// The layer as a problem of `batch` images.
+    ///
+    /// # Panics
+    ///
+    /// Where [`Layer::try_geometry`] returns an error.
+    pub fn geometry(&self, batch: usize) -> Geometry {
+        self.try_geometry(batch)
             .unwrap_or_else(|error| panic!("layer {} at batch {batch}: {error}", self.name))
     }
 }

@@ -143,13 +143,7 @@ pub fn stride_sweep(layer: &Layer) -> Vec<Layer> {
 }
 
 fn geometry(layer: &Layer, batch: usize) -> Result<Geometry, Error> {
-    let [height, width, channels_in] = layer.input;
-    let [kernel_h, kernel_w, channels_out] = layer.kernel;
-    // Without a group, `Geometry` refuses with a sentence.
-    let per_group = channels_in.checked_div(layer.groups).unwrap_or(0);
-    let weight = [channels_out, per_group, kernel_h, kernel_w];
-    let input = [batch, channels_in, height, width];
-    Geometry::new(input, weight, &layer.options()).map_err(wrong(layer, batch))
+    layer.try_geometry(batch).map_err(wrong(layer, batch))
 }
 
 fn wrong(layer: &Layer, batch: usize) -> impl Fn(CoreError) -> Error {
