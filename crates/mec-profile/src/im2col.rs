@@ -3,11 +3,7 @@
 // burn-ndarray, which Burn means to drop.
 #![allow(deprecated)]
 
-use burn::backend::autodiff::NodeId;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::ndarray::NdArrayTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{
@@ -15,7 +11,7 @@ use burn::backend::{
 };
 use burn::tensor::{Tensor, TensorData};
 use burn_mec::Settings;
-use burn_mec::ops::{Bias, Conv2dGradients};
+use burn_mec::ops::{Bias, Conv2dGradients, differentiable};
 use mec_core::{Geometry, View};
 
 /// The convolution of `geometry`, in `f32`.
@@ -122,84 +118,8 @@ where
         bias: Bias<Self>,
         geometry: Geometry,
     ) -> FloatTensor<Self> {
-        let (node_x, node_weight) = (x.node(), weight.node());
-        match bias {
-            Bias::Absent => {
-                record::<B, C, 2>([node_x, node_weight], x, weight, Bias::Absent, geometry)
-            }
-            Bias::PerChannel(bias) => {
-                let (bias, node_bias) = bias.into_parts();
-                let parents = [node_x, node_weight, node_bias];
-                record::<B, C, 3>(parents, x, weight, Bias::PerChannel(bias), geometry)
-            }
-        }
-    }
-}
-
-fn record<B, C, const N: usize>(
-    parents: [NodeGuard; N],
-    x: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
-    bias: Bias<B>,
-    geometry: Geometry,
-) -> FloatTensor<Autodiff<B, C>>
-where
-    B: Im2colBackend + Conv2dGradients,
-    C: CheckpointStrategy,
-{
-    let step = Backward::<B, N>::prepare::<C>(Im2colBackward, parents);
-    match step.compute_bound().stateful() {
-        OpsKind::Tracked(mut step) => {
-            let kept = Kept {
-                x: weight.is_tracked().then(|| step.checkpoint(&x)),
-                weight: x.is_tracked().then(|| step.checkpoint(&weight)),
-                geometry,
-            };
-            let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            step.finish(kept, B::im2col_conv2d(x, weight, bias, geometry))
-        }
-        OpsKind::UnTracked(step) => {
-            let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            step.finish(B::im2col_conv2d(x, weight, bias, geometry))
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Kept {
-    x: Option<NodeId>,
-    weight: Option<NodeId>,
-    geometry: Geometry,
-}
-
-#[derive(Debug)]
-struct Im2colBackward;
-
-impl<B: Conv2dGradients, const N: usize> Backward<B, N> for Im2colBackward {
-    type State = Kept;
-
-    fn backward(
-        self,
-        ops: Ops<Kept, N>,
-        gradients: &mut Gradients,
-        checkpointer: &mut Checkpointer,
-    ) {
-        let Kept { x, weight, geometry } = ops.state;
-        let settings = Settings::default();
-        let dy = gradients.consume::<B>(&ops.node);
-        let tracked = |parent: usize| ops.parents.get(parent)?.as_ref().map(|node| node.id);
-        if let (Some(node), Some(weight)) = (tracked(0), weight) {
-            let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
-            let dx = B::mec_conv2d_input_gradient(dy.clone(), weight, geometry, settings);
-            gradients.register::<B>(node, dx);
-        }
-        if let (Some(node), Some(x)) = (tracked(1), x) {
-            let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
-            let dw = B::mec_conv2d_weight_gradient(x, dy.clone(), geometry, settings);
-            gradients.register::<B>(node, dw);
-        }
-        if let Some(node) = tracked(2) {
-            gradients.register::<B>(node, B::mec_conv2d_bias_gradient(dy, geometry));
-        }
+        differentiable(x, weight, bias, geometry, Settings::default(), |x, weight, bias| {
+            B::im2col_conv2d(x, weight, bias, geometry)
+        })
     }
 }

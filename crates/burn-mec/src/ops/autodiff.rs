@@ -27,18 +27,42 @@ where
         geometry: Geometry,
         settings: Settings,
     ) -> FloatTensor<Self> {
-        // The guards keep the parents registered until the step that depends on them is.
-        let (node_x, node_weight) = (x.node(), weight.node());
-        match bias {
-            Bias::Absent => {
-                let parents = [node_x, node_weight];
-                record::<B, C, 2>(parents, x, weight, Bias::Absent, geometry, settings)
-            }
-            Bias::PerChannel(bias) => {
-                let (bias, node_bias) = bias.into_parts();
-                let parents = [node_x, node_weight, node_bias];
-                record::<B, C, 3>(parents, x, weight, Bias::PerChannel(bias), geometry, settings)
-            }
+        differentiable(x, weight, bias, geometry, settings, |x, weight, bias| {
+            B::mec_conv2d(x, weight, bias, geometry, settings)
+        })
+    }
+}
+
+/// The convolution that `forward` computes on the inner backend, with the gradients of
+/// [`Conv2dGradients`]: for implementations of the forward pass other than
+/// [`Conv2dBackend::mec_conv2d`].
+///
+/// `forward` is given `x`, `weight` and `bias`, and returns a tensor of the geometry's output shape.
+pub fn differentiable<B, C>(
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    bias: Bias<Autodiff<B, C>>,
+    geometry: Geometry,
+    settings: Settings,
+    forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>, Bias<B>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>>
+where
+    B: Conv2dGradients,
+    C: CheckpointStrategy,
+{
+    // The guards keep the parents registered until the step that depends on them is.
+    let (node_x, node_weight) = (x.node(), weight.node());
+    match bias {
+        Bias::Absent => {
+            let parents = [node_x, node_weight];
+            let forward = |x, weight| forward(x, weight, Bias::Absent);
+            record::<B, C, 2>(parents, x, weight, geometry, settings, forward)
+        }
+        Bias::PerChannel(bias) => {
+            let (bias, node_bias) = bias.into_parts();
+            let parents = [node_x, node_weight, node_bias];
+            let forward = |x, weight| forward(x, weight, Bias::PerChannel(bias));
+            record::<B, C, 3>(parents, x, weight, geometry, settings, forward)
         }
     }
 }
@@ -48,12 +72,12 @@ fn record<B, C, const N: usize>(
     parents: [NodeGuard; N],
     x: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
-    bias: Bias<B>,
     geometry: Geometry,
     settings: Settings,
+    forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
 ) -> FloatTensor<Autodiff<B, C>>
 where
-    B: Conv2dBackend + Conv2dGradients,
+    B: Conv2dGradients,
     C: CheckpointStrategy,
 {
     let step = Backward::<B, N>::prepare::<C>(Conv2dBackward, parents);
@@ -66,11 +90,11 @@ where
                 settings,
             };
             let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            step.finish(kept, B::mec_conv2d(x, weight, bias, geometry, settings))
+            step.finish(kept, forward(x, weight))
         }
         OpsKind::UnTracked(step) => {
             let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            step.finish(B::mec_conv2d(x, weight, bias, geometry, settings))
+            step.finish(forward(x, weight))
         }
     }
 }

@@ -15,6 +15,8 @@
 
 mod autodiff;
 
+pub use autodiff::differentiable;
+
 #[cfg(all(feature = "fusion", feature = "cube"))]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
