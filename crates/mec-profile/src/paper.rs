@@ -230,22 +230,48 @@ pub struct ResNet101 {
     pub ratio: f64,
     /// What the strips plan for the forward passes: they are not live together, so the largest one.
     pub strip: u64,
+    /// The times, if the layers were measured.
+    pub seconds: Option<Seconds>,
 }
 
-/// Table 3's sums at this batch size.
-///
-/// # Errors
-///
-/// As [`memory`].
-pub fn resnet_101(batch: usize) -> Result<ResNet101, Error> {
-    let (mut im2col, mut lowered, mut strip) = (0, 0, 0);
-    for (name, times) in RESNET_101 {
-        let memory = memory(&layer(name)?, batch)?;
-        im2col += times * memory.im2col;
-        lowered += times * memory.lowered;
-        strip = strip.max(memory.strip.forward);
-    }
-    Ok(ResNet101 { im2col, lowered, ratio: im2col as f64 / lowered as f64, strip })
+/// Forward passes, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    /// With strips.
+    pub strip: f64,
+    /// With im2col.
+    pub im2col: f64,
+    /// With the paper's algorithm.
+    pub paper: f64,
+}
+
+/// Table 3's sums over `layers`, or `None` if one of the table's is not among them.
+pub fn resnet_101(layers: &[LayerMemory]) -> Option<ResNet101> {
+    let weighted: Vec<_> = RESNET_101
+        .into_iter()
+        .map(|(name, times)| Some((layers.iter().find(|layer| layer.layer == name)?, times)))
+        .collect::<Option<_>>()?;
+    let bytes = |of: fn(&LayerMemory) -> u64| -> u64 {
+        weighted.iter().map(|(layer, times)| times * of(layer)).sum()
+    };
+    let seconds = |of: fn(&Measurements) -> Measurement| -> Option<f64> {
+        let terms = weighted
+            .iter()
+            .map(|(layer, times)| Some(*times as f64 * of(layer.measured.as_ref()?).seconds));
+        terms.sum()
+    };
+    let (im2col, lowered) = (bytes(|layer| layer.im2col), bytes(|layer| layer.lowered));
+    let times = (seconds(|m| m.strip), seconds(|m| m.im2col), seconds(|m| m.paper));
+    Some(ResNet101 {
+        im2col,
+        lowered,
+        ratio: im2col as f64 / lowered as f64,
+        strip: weighted.iter().map(|(layer, _)| layer.strip.forward).max()?,
+        seconds: match times {
+            (Some(strip), Some(im2col), Some(paper)) => Some(Seconds { strip, im2col, paper }),
+            _ => None,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -261,10 +287,20 @@ mod tests {
             let ours = memory(layer, 1).unwrap().ratio;
             assert!((ours - ratio).abs() <= 0.005 + 1e-9, "{}: {ours} for {ratio}", layer.name);
         }
-        let sums = resnet_101(1).unwrap();
+        let mut rows: Vec<_> = layers.iter().map(|layer| memory(layer, 1).unwrap()).collect();
+        let sums = resnet_101(&rows).unwrap();
         let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
         assert_eq!([mib(sums.im2col), mib(sums.lowered)], ["203.7", "64.6"]);
         assert_eq!(format!("{:.2}", sums.ratio), "3.15");
+        assert_eq!(sums.seconds, None);
+        for row in &mut rows {
+            let call = |seconds| Measurement { workspace: 0, seconds };
+            let (strip, im2col, paper) = (call(1.0), call(2.0), call(3.0));
+            row.measured = Some(Measurements { strip, im2col, paper });
+        }
+        let seconds = resnet_101(&rows).unwrap().seconds;
+        assert_eq!(seconds, Some(Seconds { strip: 34.0, im2col: 68.0, paper: 102.0 }));
+        assert_eq!(resnet_101(&rows[..11]), None);
     }
 
     #[test]

@@ -56,10 +56,13 @@ pub struct ProfileRow {
 }
 
 impl ProfileRow {
-    /// How far the predicted peak is above the measured one, relative to that.
+    /// How far the predicted peak is above the measured one, relative to that. A graphics card
+    /// reports between the passes, when the workspace is given back, so there it is left out.
     pub fn error(&self) -> Option<f64> {
         let measured = self.measured?.peak as f64;
-        Some(self.predicted.peak as f64 / measured - 1.0)
+        let StepMemory { peak, workspace, .. } = self.predicted;
+        let predicted = if self.device.is_some() { peak - workspace } else { peak };
+        Some(predicted as f64 / measured - 1.0)
     }
 
     /// Images in a second.

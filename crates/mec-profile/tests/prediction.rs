@@ -21,9 +21,9 @@ const CASES: [(&str, Option<usize>, &[usize]); 7] = [
     ("lenet5", None, &[1, 2, 8, 64]),
     ("cifar", None, &[1, 4, 64]),
     ("vgg11", Some(32), &[1, 64]),
-    ("resnet18", Some(64), &[1, 16]),
-    ("resnet101", Some(32), &[3]),
-    ("mobilenet", Some(64), &[1, 16]),
+    ("resnet18", Some(64), &[1, 16, 64]),
+    ("resnet101", Some(32), &[1, 64]),
+    ("mobilenet", Some(64), &[1, 16, 64]),
 ];
 
 #[test]

@@ -109,7 +109,7 @@ mod tests {
         let memory = step(&model, 4, &Setup::default());
         let parameters = 4 * model.parameters() as u64;
         // Weight and bias of two convolutions and three linear layers.
-        let records = 10 * tape::RECORD_OF_A_PARAMETER;
+        let records = 10 * rules::RECORD_OF_A_PARAMETER;
         assert_eq!(memory.parameters, parameters + records);
         assert_eq!(memory.optimizer_state, 2 * parameters);
         assert_eq!(memory.gradients, parameters);
@@ -128,7 +128,7 @@ mod tests {
         let activation = 5 * 2 * 8 * 8;
         let rest = memory.saved_activations - 4 * (2 * activation + activation / 4 * 2);
         // The loss, and a record for each step: four layers, flattening and the loss.
-        assert!(rest <= 4 * 5 * 3 * 4 + 6 * tape::RECORD_OF_A_STEP, "{memory:?}");
+        assert!(rest <= 4 * 5 * 3 * 4 + 6 * rules::RECORD_OF_A_STEP, "{memory:?}");
     }
 
     #[test]

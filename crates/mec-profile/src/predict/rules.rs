@@ -10,6 +10,11 @@ use std::rc::Rc;
 use crate::Backend;
 use crate::shadow::{Block, Meter, Shadow};
 
+/// Records of Burn 0.22 in bytes, as measured: of little weight but in the smallest networks. On a
+/// graphics card the program holds them, not the device.
+pub(super) const RECORD_OF_A_PARAMETER: u64 = 2500;
+pub(super) const RECORD_OF_A_STEP: u64 = 800;
+
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub backend: Backend,
@@ -29,6 +34,16 @@ impl Rules {
     /// A new tensor of the size of `x`; burn-ndarray's keeps the order of the elements.
     fn like(&self, x: &Shadow) -> Shadow {
         self.meter.tensor(x.elements()).with_dense(x.dense || !self.is_ndarray())
+    }
+
+    /// What Burn keeps in maps and boxes beside the values of a parameter.
+    pub fn record_of_a_parameter(&self) -> u64 {
+        if self.backend.is_cpu() { RECORD_OF_A_PARAMETER } else { 0 }
+    }
+
+    /// The same for a step of the backward pass.
+    pub fn record_of_a_step(&self) -> u64 {
+        if self.backend.is_cpu() { RECORD_OF_A_STEP } else { 0 }
     }
 
     /// What is taken while a tensor of this size is brought into order.
@@ -87,14 +102,15 @@ impl Rules {
         if self.is_ndarray() { 8 } else { 4 }
     }
 
-    /// The maxima and their positions, which begin as 64-bit integers. burn-ndarray pads, even with
-    /// nothing.
+    /// The maxima and their positions, which begin as 64-bit integers on the CPU. burn-ndarray pads,
+    /// even with nothing.
     pub fn max_pool(&self, x: Shadow, outputs: usize, padded: usize) -> (Shadow, Rc<Block>) {
         let copy = self.is_ndarray().then(|| self.meter.tensor(padded));
         let y = self.meter.tensor(outputs);
-        let mut indices = self.meter.block(8 * outputs as u64);
+        let begins = if self.backend.is_cpu() { 8 } else { self.integer() };
+        let mut indices = self.meter.block(begins * outputs as u64);
         drop((x, copy));
-        if self.integer() < 8 {
+        if self.integer() < begins {
             indices = self.meter.block(self.integer() * outputs as u64);
         }
         (y, indices)

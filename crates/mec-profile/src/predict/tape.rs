@@ -46,11 +46,6 @@ impl Gradients {
     }
 }
 
-/// What Burn 0.22 keeps in maps and boxes beside the values of a parameter, and for each step of the
-/// backward pass, in bytes as measured: of little weight but in the smallest networks.
-pub(super) const RECORD_OF_A_PARAMETER: u64 = 2500;
-pub(super) const RECORD_OF_A_STEP: u64 = 800;
-
 type Backward = Box<dyn FnOnce(&mut Gradients)>;
 
 struct Walk<'a> {
@@ -71,7 +66,8 @@ pub(super) fn step(model: &Model, batch: usize, setup: &Setup) -> StepMemory {
 
     let (trained, running) = parameters(model);
     let parameters: Vec<_> = trained.iter().map(|&elements| meter.tensor(elements)).collect();
-    let _records = meter.block(RECORD_OF_A_PARAMETER * trained.len() as u64);
+    let rules = Rules { backend: setup.backend, meter: meter.clone() };
+    let _records = meter.block(rules.record_of_a_parameter() * trained.len() as u64);
     let _running: Vec<_> = running.iter().map(|&elements| meter.tensor(elements)).collect();
     memory.parameters = meter.now();
     let training = setup.pass == Pass::Training;
@@ -85,7 +81,6 @@ pub(super) fn step(model: &Model, batch: usize, setup: &Setup) -> StepMemory {
     memory.optimizer_state = meter.now() - memory.parameters;
 
     let images = meter.tensor(batch * Shape::Image(model.input).elements());
-    let rules = Rules { backend: setup.backend, meter: meter.clone() };
     let labels = training.then(|| meter.block(rules.integer() * batch as u64));
     memory.input = meter.now() - memory.parameters - memory.optimizer_state;
     meter.reset_peak();
@@ -219,7 +214,7 @@ impl Walk<'_> {
         }
         let depth = 1 + parents.iter().flatten().map(|node| node.depth).max().unwrap_or(0);
         self.nodes += 1;
-        let record = self.meter.block(RECORD_OF_A_STEP);
+        let record = self.meter.block(self.rules.record_of_a_step());
         let node = Node { id: self.nodes, depth };
         self.steps.push((
             depth,

@@ -52,7 +52,7 @@ pub fn run(args: &LayersArgs) -> Result<(), Failure> {
         }
         bar.finish_and_clear();
     }
-    let resnet_101 = if of_the_paper { Some(paper::resnet_101(batch)?) } else { None };
+    let resnet_101 = if of_the_paper { paper::resnet_101(&rows) } else { None };
     let layers = Layers {
         threads: rayon::current_num_threads(),
         instruction_set: mec_core::instruction_set().to_owned(),

@@ -45,6 +45,10 @@ fn percent(share: f64) -> String {
     format!("{:+.1} %", 100.0 * share)
 }
 
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.1} ms", 1e3 * seconds)
+}
+
 /// `mec profile`: a line of what was predicted and, if it was, one of what was measured.
 pub fn profile(profile: &Profile, units: Units) -> String {
     let training = profile.subject.pass == Pass::Training;
@@ -100,8 +104,8 @@ pub fn profile(profile: &Profile, units: Units) -> String {
     }
     if on_device {
         text.push_str(
-            "Measured is the most the device had in use after a pass; what kernels took in between \
-             shows in reserved.\n",
+            "Measured is the most the device had in use after a pass, so the error leaves the workspace \
+             out;\nwhat was taken in between shows in reserved.\n",
         );
     }
     text
@@ -110,7 +114,7 @@ pub fn profile(profile: &Profile, units: Units) -> String {
 fn measured_cells(row: &ProfileRow) -> [String; 3] {
     [
         row.error().map(percent).unwrap_or_default(),
-        row.seconds.map(|seconds| format!("{:.1} ms", 1e3 * seconds)).unwrap_or_default(),
+        row.seconds.map(milliseconds).unwrap_or_default(),
         row.images_per_second().map(|images| format!("{images:.0}")).unwrap_or_default(),
     ]
 }
@@ -189,7 +193,7 @@ pub fn layers(layers: &Layers, units: Units, formulas: bool) -> String {
         if let Some(measured) = &row.measured {
             let all = [measured.strip, measured.im2col, measured.paper];
             line.extend(all.map(|one| units.of(one.workspace)));
-            line.extend(all.map(|one| format!("{:.1} ms", 1e3 * one.seconds)));
+            line.extend(all.map(|one| milliseconds(one.seconds)));
         }
         table.add_row(line);
     }
@@ -201,6 +205,10 @@ pub fn layers(layers: &Layers, units: Units, formulas: bool) -> String {
         line.push(format!("{:.2}", sums.ratio));
         if !formulas {
             line.push(units.of(sums.strip));
+        }
+        if let Some(seconds) = sums.seconds {
+            line.extend([empty(), empty(), empty()]);
+            line.extend([seconds.strip, seconds.im2col, seconds.paper].map(milliseconds));
         }
         table.add_row(line);
     }
@@ -220,7 +228,7 @@ pub fn layers(layers: &Layers, units: Units, formulas: bool) -> String {
         text.push_str(if formulas {
             ".\n"
         } else {
-            "\n(strips: the largest, since none outlives its layer).\n"
+            "\n(memory of strips: the largest, since none outlives its layer).\n"
         });
     }
     if !formulas {
