@@ -9,7 +9,8 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 
 use super::staging::{
-    AxisArgs, Origin, Patch, place_in_tile, position_in_patch, stage_patch, tap_in_patch,
+    AxisArgs, Layout, Origin, Patch, pack, place_in_tile, position_in_patch, stage_patch,
+    tap_in_patch, unpack,
 };
 
 /// How the work is cut: all that shapes the compiled kernel.
@@ -19,8 +20,10 @@ pub(super) struct Tile {
     pub patch: Patch,
     /// Units along the output positions and along the output channels.
     pub units: [usize; 2],
-    /// Output positions of a unit.
-    pub unit_positions: usize,
+    /// Neighbouring output columns of a run. A tile has whole runs.
+    pub run: usize,
+    /// Runs of a unit.
+    pub unit_runs: usize,
     /// Vectors of output channels of a unit.
     pub unit_vectors: usize,
     /// Channels in a vector of output channels.
@@ -29,6 +32,8 @@ pub(super) struct Tile {
     pub kernel: [usize; 2],
     /// Taps whose weights are staged together.
     pub taps: usize,
+    /// Neighbouring taps of a row that a run is multiplied by at once: one, or the whole row.
+    pub window: usize,
     /// Whether the weight's first axis is the one summed over: in the input gradient.
     pub transposed: bool,
 }
@@ -37,6 +42,16 @@ impl Tile {
     /// Vectors of output channels of a cube.
     pub fn block_vectors(&self) -> usize {
         self.units[1] * self.unit_vectors
+    }
+
+    /// Runs of a tile.
+    pub fn runs(&self) -> usize {
+        self.patch.positions() / self.run
+    }
+
+    /// Output positions of a unit.
+    pub fn unit_positions(&self) -> usize {
+        self.unit_runs * self.run
     }
 
     /// Channels staged together.
@@ -63,21 +78,35 @@ pub(super) struct Grid {
 /// `input` and `output` are `[batch, channels, height, width]` with any strides, `weight` is
 /// `[channels_out, channels_in / groups, kernel_h, kernel_w]` of the forward pass.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size, NO: Size>(
-    input: &Tensor<Vector<E, NI>>,
+pub(super) fn correlation_kernel<
+    E: Float,
+    A: Float,
+    W: Numeric,
+    WI: Numeric,
+    WV: Numeric,
+    WO: Numeric,
+    N: Size,
+    M: Size,
+    MI: Size,
+    V: Size,
+    MV: Size,
+    MO: Size,
+>(
+    input: &Tensor<Vector<WI, MI>>,
     weight: &Tensor<E>,
     bias: ComptimeOption<&Tensor<E>>,
-    output: &mut Tensor<Vector<E, NO>>,
+    output: &mut Tensor<Vector<WO, MO>>,
     grid: Grid,
     height: AxisArgs,
     width: AxisArgs,
     channels: usize,
     outputs: usize,
     #[comptime] tile: Tile,
-    #[define(N, NI, V, NO)] _lanes: [usize; 4],
-    #[define(E, A)] _dtypes: [ElemType; 2],
+    #[define(N, M, MI, V, MV, MO)] _lanes: [usize; 6],
+    #[define(E, A, W, WI, WV, WO)] _dtypes: [ElemType; 6],
 ) {
     let patch = comptime!(tile.patch);
+    let window = comptime!(patch.window(tile.run, tile.window));
     let tiles = grid.images * grid.rows * grid.columns * grid.blocks * grid.groups;
     if CUBE_POS >= tiles {
         terminate!();
@@ -92,31 +121,33 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
     let group = rest / grid.images;
 
     let lanes_out = comptime!(tile.lanes_out);
-    let unit_positions = comptime!(tile.unit_positions);
+    let run = comptime!(tile.run);
+    let unit_runs = comptime!(tile.unit_runs);
+    let unit_positions = comptime!(tile.unit_positions());
     let unit_vectors = comptime!(tile.unit_vectors);
     let units_n = comptime!(tile.units[1]);
     let unit_m = UNIT_POS as usize / units_n;
     let unit_n = UNIT_POS as usize % units_n;
     let first_output = block * comptime!(tile.block_vectors() * lanes_out);
 
-    let mut stage = Shared::<[Vector<E, N>]>::new_slice(comptime!(patch.len()));
-    let mut weights = Shared::<[Vector<E, V>]>::new_slice(comptime!(tile.weights_len()));
+    let (from, kernel, to) = (Layout::of(input), Layout::of(weight), Layout::of(&*output));
+    let mut stage = Shared::<[Vector<W, M>]>::new_slice(comptime!(patch.len()));
+    let mut weights = Shared::<[Vector<WV, MV>]>::new_slice(comptime!(tile.weights_len()));
     let mut sums = Array::<Vector<A, V>>::new(comptime!(unit_positions * unit_vectors));
     #[unroll]
     for s in 0..comptime!(unit_positions * unit_vectors) {
         sums[s] = Vector::zeroed();
     }
 
-    // Where in the patch the unit's positions lie; those past the tile's end repeat the last.
-    let mut positions = Array::<usize>::new(unit_positions);
+    // Where in the patch the unit's runs begin; those past the tile's end repeat the last.
+    let mut runs = Array::<usize>::new(unit_runs);
     #[unroll]
-    for i in 0..unit_positions {
-        let p = clamp_max(
-            unit_m + comptime!(i * tile.units[0]),
-            comptime!(patch.positions() - 1).runtime(),
-        );
-        let place = place_in_tile(p, patch);
-        positions[i] = position_in_patch(place.0, place.1, place.2, patch);
+    for r in 0..unit_runs {
+        let first =
+            clamp_max(unit_m + comptime!(r * tile.units[0]), comptime!(tile.runs() - 1).runtime())
+                * run;
+        let place = place_in_tile(first, patch);
+        runs[r] = position_in_patch(place.0, place.1, place.2, patch);
     }
 
     let kernel_w = comptime!(tile.kernel[1]);
@@ -139,19 +170,25 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
             sync_cube();
             if comptime!(patch.shared) {
                 if tap_step == 0 {
-                    stage_patch::<E, N, NI>(input, &mut stage, &origin, &height, &width, patch);
+                    stage_patch::<E, N, W, M, WI, MI>(
+                        input, &from, &mut stage, &origin, &height, &width, patch,
+                    );
                 }
             } else {
                 origin.tap_row = first_tap / kernel_w;
                 origin.tap_column = first_tap % kernel_w;
-                stage_patch::<E, N, NI>(input, &mut stage, &origin, &height, &width, patch);
+                stage_patch::<E, N, W, M, WI, MI>(
+                    input, &from, &mut stage, &origin, &height, &width, patch,
+                );
             }
-            stage_weights::<E, V>(
+            stage_weights::<E, V, WV, MV>(
                 weight,
+                &kernel,
                 &mut weights,
                 origin.channel,
                 origin.channel_end,
                 group,
+                channels,
                 first_output,
                 outputs,
                 first_tap,
@@ -161,35 +198,57 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
             );
             sync_cube();
 
-            for t in
-                0..clamp_max(comptime!(taps).runtime() - first_tap, comptime!(tile.taps).runtime())
-            {
+            let taps_left =
+                clamp_max(comptime!(taps).runtime() - first_tap, comptime!(tile.taps).runtime());
+            for t in 0..taps_left / comptime!(tile.window) {
                 let mut offset = t * comptime!(patch.positions() * patch.vectors);
                 if comptime!(patch.shared) {
-                    let tap = first_tap + t;
+                    let tap = first_tap + t * comptime!(tile.window);
                     offset = tap_in_patch(tap / kernel_w, tap % kernel_w, patch);
                 }
                 for vector in 0..comptime!(patch.vectors) {
-                    let mut a = Array::<Vector<A, N>>::new(unit_positions);
+                    let columns = comptime!(window.columns());
+                    let mut a = Array::<Vector<A, N>>::new(comptime!(unit_runs * columns));
                     #[unroll]
-                    for i in 0..unit_positions {
-                        a[i] = Vector::cast_from(stage[positions[i] + offset + vector]);
+                    for r in 0..unit_runs {
+                        let first = runs[r] + offset + vector;
+                        #[unroll]
+                        for column in 0..columns {
+                            if comptime!(window.meets(column)) {
+                                a[comptime!(r * columns + column)] = unpack::<A, N, W, M>(
+                                    stage[first + comptime!(window.offset(column))],
+                                );
+                            }
+                        }
                     }
-                    let row = (t * comptime!(tile.channels()) + vector * comptime!(patch.lanes))
+                    let row = (t * comptime!(tile.window * tile.channels())
+                        + vector * comptime!(patch.lanes))
                         * comptime!(tile.block_vectors())
                         + unit_n;
                     #[unroll]
-                    for k in 0..comptime!(patch.lanes) {
+                    for tap in 0..comptime!(tile.window) {
                         #[unroll]
-                        for j in 0..unit_vectors {
-                            let b = Vector::<A, V>::cast_from(
-                                weights[row + comptime!(k * tile.block_vectors() + j * units_n)],
-                            );
+                        for k in 0..comptime!(patch.lanes) {
                             #[unroll]
-                            for i in 0..unit_positions {
-                                let s = comptime!(i * unit_vectors + j);
-                                let x = Vector::<A, V>::broadcast(a[i].extract(k));
-                                sums[s] = fma(x, b, sums[s]);
+                            for j in 0..unit_vectors {
+                                let b = unpack::<A, V, WV, MV>(
+                                    weights[row
+                                        + comptime!(
+                                            (tap * tile.channels() + k) * tile.block_vectors()
+                                                + j * units_n
+                                        )],
+                                );
+                                #[unroll]
+                                for r in 0..unit_runs {
+                                    #[unroll]
+                                    for i in 0..run {
+                                        let s = comptime!((r * run + i) * unit_vectors + j);
+                                        let x =
+                                            a[comptime!(r * columns + window.column_of(i, tap))];
+                                        let x = Vector::<A, V>::broadcast(x.extract(k));
+                                        sums[s] = fma(x, b, sums[s]);
+                                    }
+                                }
                             }
                         }
                     }
@@ -198,22 +257,27 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
         }
     }
 
-    let lanes_store = output.vector_size();
+    // Whole vectors are stored, or numbers one by one.
+    let (words, words_stored) = (MV::value(), MO::value());
+    let lanes_store = comptime!(if words_stored == words { lanes_out } else { 1 });
     #[unroll]
     for i in 0..unit_positions {
-        let p = unit_m + comptime!(i * tile.units[0]);
+        let p = (unit_m + comptime!(i / run * tile.units[0])) * run + comptime!(i % run);
         let place = place_in_tile(p, patch);
         let image = origin.image + place.0;
         let row = origin.row + place.1;
         let column = origin.column + place.2;
         if p < comptime!(patch.positions())
-            && image < output.shape(0)
+            && image < to.batch
             && row < height.output
             && column < width.output
         {
-            let at = image * output.stride(0)
-                + (row * height.out_step + height.out_base) * output.stride(2)
-                + (column * width.out_step + width.out_base) * output.stride(3);
+            let at = to.at(
+                image,
+                0usize.runtime(),
+                row * height.out_step + height.out_base,
+                column * width.out_step + width.out_base,
+            );
             #[unroll]
             for j in 0..unit_vectors {
                 let first = first_output + (unit_n + comptime!(j * units_n)) * lanes_out;
@@ -223,7 +287,7 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
                     let o = first + comptime!(chunk * lanes_store);
                     if o < outputs {
                         let channel = group * outputs + o;
-                        let mut value = Vector::<E, NO>::zeroed();
+                        let mut value = Vector::<E, V>::zeroed();
                         #[unroll]
                         for lane in 0..lanes_store {
                             let mut y = sum.extract(comptime!(chunk * lanes_store + lane));
@@ -233,8 +297,12 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
                             }
                             value.insert(lane, E::cast_from(y));
                         }
-                        let to = (at + channel * output.stride(1)) / lanes_store;
-                        output[to] = value;
+                        let at = (at + channel * to.channel) / lanes_store;
+                        if comptime!(lanes_store == lanes_out) {
+                            output[at] = pack::<E, V, WO, MO>(value);
+                        } else {
+                            output[at] = Vector::cast_from(value.extract(0usize));
+                        }
                     }
                 }
             }
@@ -244,12 +312,14 @@ pub(super) fn correlation_kernel<E: Float, A: Float, N: Size, NI: Size, V: Size,
 
 /// Brings the weights of some taps into shared memory, `[tap][channel][output channel]`.
 #[cube]
-fn stage_weights<E: Float, V: Size>(
+fn stage_weights<E: Float, V: Size, W: Numeric, M: Size>(
     weight: &Tensor<E>,
-    stage: &mut Shared<[Vector<E, V>]>,
+    kernel: &Layout,
+    stage: &mut Shared<[Vector<W, M>]>,
     first_channel: usize,
     channel_end: usize,
     group: usize,
+    channels: usize,
     first_output: usize,
     outputs: usize,
     first_tap: usize,
@@ -285,15 +355,16 @@ fn stage_weights<E: Float, V: Size>(
                 let row = height.weight_first + (tap / kernel_w) as i32 * height.weight_step;
                 let column = width.weight_first + (tap % kernel_w) as i32 * width.weight_step;
                 // The weight has a group's channels only along its second axis.
-                let mut along_output = weight.stride(0);
-                let mut at = row as usize * weight.stride(2) + column as usize * weight.stride(3);
+                let mut along_output = kernel.image;
+                let mut at = kernel.at(
+                    group * outputs + output,
+                    channel - group * channels,
+                    row as usize,
+                    column as usize,
+                );
                 if comptime!(tile.transposed) {
-                    along_output = weight.stride(1);
-                    at += channel * weight.stride(0) + output * weight.stride(1);
-                } else {
-                    let channels = weight.shape(1);
-                    at += (group * outputs + output) * weight.stride(0)
-                        + (channel - group * channels) * weight.stride(1);
+                    along_output = kernel.channel;
+                    at = kernel.at(channel, output, row as usize, column as usize);
                 }
                 #[unroll]
                 for lane in 0..lanes_out {
@@ -302,7 +373,7 @@ fn stage_weights<E: Float, V: Size>(
                     }
                 }
             }
-            stage[(t * staged_channels + c) * block_vectors + o] = value;
+            stage[(t * staged_channels + c) * block_vectors + o] = pack::<E, V, W, M>(value);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::Error;
 use super::device::Device;
 use super::launch::{accumulator, address_type, axis, cubes, elem, is_channels_last, vector_size};
 use super::plan::Problem;
-use super::staging::AxisArgs;
+use super::staging::{AxisArgs, Layout};
 
 /// How a unit's work is cut: all that shapes the compiled kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,6 +93,7 @@ fn place(position: usize, vectors: usize, runs: usize, #[comptime] channels_last
 #[cube]
 fn read_span<E: Float, A: Float, N: Size>(
     input: &Tensor<Vector<E, N>>,
+    layout: &Layout,
     row: usize,
     first: i32,
     size: usize,
@@ -105,7 +106,7 @@ fn read_span<E: Float, A: Float, N: Size>(
         let column = first + comptime!(i as i32);
         columns[i] = Vector::zeroed();
         if column >= 0 && (column as usize) < size {
-            let at = (row + column as usize * input.stride(3)) / lanes;
+            let at = (row + column as usize * layout.column) / lanes;
             columns[i] = Vector::cast_from(input[at]);
         }
     }
@@ -137,6 +138,7 @@ fn correlation_kernel<E: Float, A: Float, N: Size>(
     let lanes = comptime!(cut.lanes);
     let channel = place.vector * lanes;
 
+    let (from, kernel, to) = (Layout::of(input), Layout::of(weight), Layout::of(&*output));
     let mut sums = Array::<Vector<A, N>>::new(comptime!(cut.columns));
     #[unroll]
     for i in 0..comptime!(cut.columns) {
@@ -146,28 +148,36 @@ fn correlation_kernel<E: Float, A: Float, N: Size>(
     for tap_row in 0..height.taps {
         let y = first_row + (tap_row * height.tap_step) as i32;
         if y >= 0 && (y as usize) < height.input {
-            let from =
-                image * input.stride(0) + channel * input.stride(1) + y as usize * input.stride(2);
+            let row = from.at(image, channel, y as usize, 0usize.runtime());
             let weight_row = height.weight_first + tap_row as i32 * height.weight_step;
             for part in 0..comptime!(cut.kernel_w.div_ceil(cut.taps)) {
                 let first_tap = part * comptime!(cut.taps);
                 let first = (column * comptime!(cut.step) + first_tap * comptime!(cut.tap_step))
                     as i32
                     + width.base;
-                let span =
-                    read_span::<E, A, N>(input, from, first, width.input, comptime!(cut.span()));
+                let span = read_span::<E, A, N>(
+                    input,
+                    &from,
+                    row,
+                    first,
+                    width.input,
+                    comptime!(cut.span()),
+                );
                 #[unroll]
                 for t in 0..comptime!(cut.taps) {
                     let tap = first_tap + t;
                     if tap < comptime!(cut.kernel_w) {
                         let weight_column = width.weight_first + tap as i32 * width.weight_step;
-                        let at = channel * weight.stride(0)
-                            + weight_row as usize * weight.stride(2)
-                            + weight_column as usize * weight.stride(3);
+                        let at = kernel.at(
+                            channel,
+                            0usize.runtime(),
+                            weight_row as usize,
+                            weight_column as usize,
+                        );
                         let mut w = Vector::<A, N>::zeroed();
                         #[unroll]
                         for lane in 0..lanes {
-                            w.insert(lane, A::cast_from(weight[at + lane * weight.stride(0)]));
+                            w.insert(lane, A::cast_from(weight[at + lane * kernel.image]));
                         }
                         #[unroll]
                         for i in 0..comptime!(cut.columns) {
@@ -180,9 +190,7 @@ fn correlation_kernel<E: Float, A: Float, N: Size>(
         }
     }
 
-    let at = image * output.stride(0)
-        + channel * output.stride(1)
-        + (row * height.out_step + height.out_base) * output.stride(2);
+    let at = to.at(image, channel, row * height.out_step + height.out_base, 0usize.runtime());
     #[unroll]
     for i in 0..comptime!(cut.columns) {
         let column = column + i;
@@ -196,7 +204,7 @@ fn correlation_kernel<E: Float, A: Float, N: Size>(
                     value.insert(lane, value.extract(lane) + b);
                 }
             }
-            let at = at + (column * width.out_step + width.out_base) * output.stride(3);
+            let at = at + (column * width.out_step + width.out_base) * to.column;
             output[at / lanes] = Vector::cast_from(value);
         }
     }
@@ -282,6 +290,7 @@ fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size>(
     let channel = vector * lanes;
     let first_tap = part * comptime!(cut.taps);
 
+    let (from, from_dy) = (Layout::of(x), Layout::of(dy));
     let mut sums = Array::<Vector<A, N>>::new(comptime!(cut.taps));
     #[unroll]
     for t in 0..comptime!(cut.taps) {
@@ -296,12 +305,13 @@ fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size>(
         let image = at / height.output;
         let y = (row * height.step + tap_row * height.tap_step) as i32 + height.base;
         let inside = y >= 0 && (y as usize) < height.input;
-        let from_dy = image * dy.stride(0) + channel * dy.stride(1) + row * dy.stride(2);
+        let row_dy = from_dy.at(image, channel, row, 0usize.runtime());
         for run in 0..width.output.div_ceil(comptime!(cut.columns)) {
             let column = run * comptime!(cut.columns);
             let d = read_span::<E, A, N>(
                 dy,
-                from_dy,
+                &from_dy,
+                row_dy,
                 column as i32,
                 width.output,
                 comptime!(cut.columns),
@@ -311,11 +321,12 @@ fn weight_gradient_kernel<E: Float, A: Float, R: Float, N: Size>(
                 bias_sum += d[i];
             }
             if inside {
-                let from = image * x.stride(0) + channel * x.stride(1) + y as usize * x.stride(2);
+                let row = from.at(image, channel, y as usize, 0usize.runtime());
                 let first = (column * comptime!(cut.step) + first_tap * comptime!(cut.tap_step))
                     as i32
                     + width.base;
-                let span = read_span::<E, A, N>(x, from, first, width.input, comptime!(cut.span()));
+                let span =
+                    read_span::<E, A, N>(x, &from, row, first, width.input, comptime!(cut.span()));
                 #[unroll]
                 for i in 0..comptime!(cut.columns) {
                     // A zero of `d` beyond the output would not outweigh a NaN of `x`.

@@ -3,11 +3,15 @@
 use std::sync::LazyLock;
 
 use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::ir::{ElemType, FloatKind, UIntKind};
 use burn_cubecl::cubecl::prelude::CubeCount;
 
 /// Processors of this machine. Asked for once: the answer takes reading files, and every launch needs it.
 static PROCESSORS: LazyLock<usize> =
     LazyLock::new(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+
+/// Two 32-bit numbers.
+const WORD: ElemType = ElemType::UInt(UIntKind::U64);
 
 /// Limits of a device, read from its properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,6 +26,8 @@ pub(super) struct Device {
     pub room: usize,
     /// Whether it is a processor that plays a GPU.
     pub software: bool,
+    /// Whether 32-bit numbers are moved by twos, in a word.
+    pub packs: bool,
 }
 
 impl Device {
@@ -44,7 +50,15 @@ impl Device {
             max_cubes: [x, y, z],
             room: room.max(1),
             software,
+            // Such a device moves words one by one, in the same time whatever their size.
+            packs: software && properties.supports_type(WORD),
         }
+    }
+
+    /// How a kernel moves a vector of `lanes` numbers: the type of a word, and how many words.
+    pub fn words(&self, elem: ElemType, lanes: usize) -> (ElemType, usize) {
+        let packs = self.packs && elem == ElemType::Float(FloatKind::F32) && lanes == 4;
+        if packs { (WORD, lanes / 2) } else { (elem, lanes) }
     }
 
     /// The costs of this kind of device.
@@ -82,7 +96,8 @@ pub(super) struct Costs {
     pub barrier: f64,
     /// Most sums a unit keeps, as its registers allow.
     pub sums: usize,
-    /// Compiling a kernel, for each sum of a unit, spread over a hundred calls.
+    /// Compiling a kernel, for each sum of a unit and each place that reads for it, spread over thousands
+    /// of calls.
     pub compile: f64,
 }
 
@@ -99,18 +114,20 @@ impl Costs {
         compile: 0.0,
     };
 
-    /// Mesa's llvmpipe: a multiply-add is one instruction for eight units, but a read or a write is a
-    /// loop over the eight, with a branch for each. So many sums pay, up to what compiles in reason: cv9
-    /// at batch 1, forward, on two cores of Zen 2 took 152, 119 and 77 ms with 64, 128 and 256 of them,
-    /// and 1.5, 2.0 and 4.7 s to compile.
+    /// Mesa's llvmpipe, fitted on two cores of Zen 2, where a multiply-add is one instruction for eight
+    /// units, 0.83 ns. A read is a loop over the eight: each word is put into its vector through the
+    /// stack, which stalls for about 28 cycles, whether it has 32 bits or 64. So words are packed, and
+    /// reads are more than nine tenths of the time: what pays is many sums, and runs that read a column
+    /// once. What limits them is LLVM, whose time goes with the sums times the reads: cv9 at batch 1,
+    /// forward, took 52, 37 and 31 ms with 128, 256 and 512 sums, and 1.7, 5 and 13 s to compile.
     const SOFTWARE: Self = Self {
-        read: 8.0,
-        read_lane: 8.0,
-        stage: 40.0,
-        stage_lane: 25.0,
-        barrier: 60.0,
+        read: 10.0,
+        read_lane: 45.0,
+        stage: 250.0,
+        stage_lane: 40.0,
+        barrier: 120.0,
         sums: 256,
-        compile: 4e4,
+        compile: 70.0,
     };
 }
 
@@ -126,6 +143,7 @@ mod tests {
             max_cubes: [10, 20, 30],
             room: 2,
             software: false,
+            packs: false,
         };
         for cubes in [0, 1, 9, 10, 11, 199, 200, 201, 5999, 6000] {
             let Some(CubeCount::Static(x, y, z)) = device.cube_count(cubes) else {

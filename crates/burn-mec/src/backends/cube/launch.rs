@@ -84,9 +84,14 @@ fn correlate(
     let [images, rows, columns] = problem.tiles(tile.patch.tile);
     let blocks = problem.outputs.div_ceil(tile.block_vectors() * tile.lanes_out);
     let cubes = cubes(&device, [images, rows, columns, blocks, problem.groups])?;
-    let lanes_in = vector_size(&input, tile.patch.lanes, problem.channels);
-    let lanes_store = vector_size(output, tile.lanes_out, problem.outputs);
     let dtype = output.dtype;
+    let (lanes, lanes_out) = (tile.patch.lanes, tile.lanes_out);
+    let (word, words) = device.words(elem(dtype), lanes);
+    let (word_out, words_out) = device.words(elem(dtype), lanes_out);
+    let (moved, moved_words) =
+        device.words(elem(dtype), vector_size(&input, lanes, problem.channels));
+    let (stored, stored_words) =
+        device.words(elem(dtype), vector_size(output, lanes_out, problem.outputs));
     let address = address_type([&input, &weight, output]);
     // SAFETY: the kernel reads positions and channels of `input`, `weight` and `bias` that exist, which
     // it tests, and writes those of `output`. Units past the last cube end at once, whole cubes together.
@@ -106,8 +111,8 @@ fn correlate(
             problem.channels,
             problem.outputs,
             tile,
-            [tile.patch.lanes, lanes_in, tile.lanes_out, lanes_store],
-            [elem(dtype), accumulator(dtype)],
+            [lanes, words, moved_words, lanes_out, words_out, stored_words],
+            [elem(dtype), accumulator(dtype), word, moved, word_out, stored],
         );
     }
     Ok(())
@@ -173,8 +178,12 @@ pub(super) fn weight_gradient(
     let [output_blocks, channel_blocks, tap_rows, tap_columns] = problem.blocks(&tile);
     let blocks = [output_blocks, channel_blocks, tap_rows, tap_columns];
     let cubes = cubes(&device, blocks.into_iter().chain([problem.groups, splits]))?;
-    let lanes_in = vector_size(&x, tile.patch.lanes, problem.channels);
-    let lanes_dy = vector_size(&dy, tile.lanes_out, problem.outputs);
+    let (lanes, lanes_out) = (tile.patch.lanes, tile.lanes_out);
+    let (word, words) = device.words(elem(dtype), lanes);
+    let (word_out, words_out) = device.words(elem(dtype), lanes_out);
+    let (word_x, words_x) = device.words(elem(dtype), vector_size(&x, lanes, problem.channels));
+    let (word_dy, words_dy) =
+        device.words(elem(dtype), vector_size(&dy, lanes_out, problem.outputs));
     run(splits, &|dw, db| {
         // SAFETY: the kernel reads positions and channels of `x` and `dy` that exist, which it tests, and
         // writes each element of `splits` copies of the gradients. Units past the last cube end at once,
@@ -205,8 +214,8 @@ pub(super) fn weight_gradient(
                 problem.channels,
                 problem.outputs,
                 tile,
-                [tile.patch.lanes, lanes_in, tile.lanes_out, lanes_dy],
-                [elem(dtype), accumulator(dtype), elem(dw.dtype)],
+                [lanes, words, words_x, lanes_out, words_out, words_dy],
+                [elem(dtype), accumulator(dtype), elem(dw.dtype), word, word_x, word_out, word_dy],
             );
         }
     });

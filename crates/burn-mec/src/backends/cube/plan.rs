@@ -134,6 +134,16 @@ impl Problem {
         })
     }
 
+    /// Runs that a row of `columns` is cut into, how many taps of a row a run meets at once, and whether
+    /// the taps share a patch.
+    fn runs(&self, columns: usize) -> impl Iterator<Item = (usize, usize, bool)> {
+        let (taps, taps_w) = (self.height.taps * self.width.taps, self.width.taps);
+        let runs = (1..=8).map(move |parts| columns.div_ceil(parts)).chain([1, 2, 4, 8]);
+        let windows = [(1, false), (1, true), (taps_w, true)];
+        runs.flat_map(move |run| windows.map(|(window, shared)| (run, window, shared)))
+            .filter(move |&(run, window, shared)| (!shared || taps > 1) && (window == 1 || run > 1))
+    }
+
     /// Divisions of a cube's units, along rows of the sums and along output channels, and vectors of
     /// output channels for each unit, of which at most one a unit is wasted.
     fn divisions(&self, device: &Device) -> impl Iterator<Item = ([usize; 2], usize)> {
@@ -179,13 +189,16 @@ pub(super) fn correlation_tile(
 
     for (units, unit_vectors) in problem.divisions(device) {
         let blocks = problem.outputs.div_ceil(units[1] * unit_vectors * lanes_out).max(1);
-        for unit_positions in [1, 2, 4, 8, 16] {
+        for unit_positions in [1, 2, 4, 8, 16, 32, 64] {
             if unit_positions * unit_vectors * lanes_out > costs.sums {
                 continue;
             }
             for shape in problem.shapes(units[0] * unit_positions) {
-                for shared in [true, false] {
-                    if shared && taps <= 1 {
+                for (run, window, shared) in problem.runs(shape[2]) {
+                    let [images, rows, columns] = shape;
+                    let shape = [images, rows, columns.next_multiple_of(run)];
+                    let unit_runs = (shape.iter().product::<usize>() / run).div_ceil(units[0]);
+                    if unit_runs * run * unit_vectors * lanes_out > costs.sums {
                         continue;
                     }
                     let staged_taps = if shared { kernel } else { [1, 1] };
@@ -193,21 +206,23 @@ pub(super) fn correlation_tile(
                         let mut tile = correlation::Tile {
                             patch: problem.patch(shape, staged_taps, shared, vectors, units),
                             units,
-                            unit_positions,
+                            run,
+                            unit_runs,
                             unit_vectors,
                             lanes_out,
                             kernel,
-                            taps: 1,
+                            taps: window,
+                            window,
                             transposed,
                         };
-                        // What the patch leaves holds the weights of so many taps.
+                        // What the patch leaves holds the weights of so many windows.
                         let left = budget.saturating_sub(tile.patch.len() * lanes);
                         let fit = left / (tile.weights_len() * lanes_out);
                         if fit == 0 {
                             continue;
                         }
                         if shared {
-                            tile.taps = fit.min(taps);
+                            tile.taps = (fit * window).min(taps);
                         }
                         let time = problem.time(&tile, &costs, device, blocks);
                         if best.as_ref().is_none_or(|(least, _)| time < *least) {
@@ -228,15 +243,19 @@ impl Problem {
         let taps = (tile.kernel[0] * tile.kernel[1]) as f64;
         let channel_steps = self.channels.div_ceil(tile.channels()) as f64;
         let tap_steps = (taps / tile.taps as f64).ceil();
+        let window = patch.window(tile.run, tile.window);
         let units = patch.units as f64;
         let turns = |len: usize| (len as f64 / units).ceil();
 
-        let steps = channel_steps * taps * patch.vectors as f64;
-        let (m, n) = (tile.unit_positions as f64, tile.unit_vectors as f64);
+        let steps = channel_steps * taps / tile.window as f64 * patch.vectors as f64;
+        let (m, n) = (tile.unit_positions() as f64, tile.unit_vectors as f64);
         let (lanes, lanes_out) = (patch.lanes as f64, tile.lanes_out as f64);
-        let multiply = steps * m * n * lanes * lanes_out;
+        let step = tile.window as f64 * m * n * lanes * lanes_out;
+        let multiply = steps * step;
         let read = |lanes: f64| costs.read + costs.read_lane * lanes;
-        let reads = steps * (m * read(lanes) + lanes * n * read(lanes_out));
+        let (columns, weights) = (tile.unit_runs * window.reads(), tile.window as f64 * lanes * n);
+        let reads = steps * (columns as f64 * read(lanes) + weights * read(lanes_out));
+        let compile = costs.compile * m * n * lanes_out * (columns as f64 + weights);
         let patches = channel_steps * if patch.shared { 1.0 } else { tap_steps };
         let stage = patches * turns(patch.len()) * self.stage_cost(costs, patch.lanes)
             + channel_steps
@@ -247,7 +266,7 @@ impl Problem {
         let unit = multiply + reads + stage + barriers;
 
         let cubes = self.tiles(patch.tile).iter().product::<usize>() * blocks * self.groups;
-        rounds(cubes, patch.units, device) * unit + costs.compile * m * n * lanes_out
+        rounds(cubes, patch.units, device) * unit + compile
     }
 }
 
@@ -293,8 +312,8 @@ pub(super) fn weight_gradient_tile(
     for taps in tap_blocks {
         for vectors in problem.staged_vectors(16) {
             for (units, unit_vectors) in problem.divisions(device) {
-                let unit_rows = (taps[0] * taps[1] * vectors).div_ceil(units[0]);
-                if unit_rows * lanes * unit_vectors * lanes_out > costs.sums {
+                let unit_lines = (taps[0] * vectors).div_ceil(units[0]);
+                if unit_lines * taps[1] * lanes * unit_vectors * lanes_out > costs.sums {
                     continue;
                 }
                 for shape in [16, 32, 64, 128].into_iter().flat_map(|p| problem.shapes(p)) {
@@ -302,21 +321,27 @@ pub(super) fn weight_gradient_tile(
                         if shared && taps == [1, 1] {
                             continue;
                         }
-                        let tile = weight_gradient::Tile {
+                        let mut tile = weight_gradient::Tile {
                             patch: problem.patch(shape, taps, shared, vectors, units),
                             units,
-                            unit_rows,
+                            unit_lines,
                             unit_vectors,
                             lanes_out,
                             kernel,
+                            run: 1,
+                            rest: false,
                             bias,
                         };
                         if tile.patch.len() * lanes + tile.gradient_len() * lanes_out > budget {
                             continue;
                         }
-                        let (time, splits) = problem.gradient_time(&tile, &costs, device, fit);
-                        if best.as_ref().is_none_or(|(least, _)| time < *least) {
-                            best = Some((time, (tile, splits)));
+                        for run in [1, 2, 3, 4] {
+                            tile.run = run;
+                            tile.rest = shape[2] % run > 0 || problem.width.output % shape[2] > 0;
+                            let (time, splits) = problem.gradient_time(&tile, &costs, device, fit);
+                            if best.as_ref().is_none_or(|(least, _)| time < *least) {
+                                best = Some((time, (tile, splits)));
+                            }
                         }
                     }
                 }
@@ -349,12 +374,21 @@ impl Problem {
         let patch = &tile.patch;
         let units = patch.units as f64;
         let turns = |len: usize| (len as f64 / units).ceil();
-        let (m, n) = (tile.unit_rows as f64, tile.unit_vectors as f64);
+        let (m, n) = (tile.unit_lines as f64, tile.unit_vectors as f64);
         let (lanes, lanes_out) = (patch.lanes as f64, tile.lanes_out as f64);
         let positions = patch.positions() as f64;
+        let sums = tile.sums() as f64 * lanes_out;
         let read = |lanes: f64| costs.read + costs.read_lane * lanes;
-        let multiply = positions * m * n * lanes * lanes_out;
-        let reads = positions * (m * read(lanes) + n * read(lanes_out));
+        let multiply = positions * sums;
+        let columns = patch.tile[2];
+        let (mut reads, mut sites) = (0.0, 0.0);
+        for (run, times) in [(tile.run, columns / tile.run), (1, columns % tile.run)] {
+            let x = m * patch.window(run, patch.taps[1]).reads() as f64;
+            let dy = run as f64 * n;
+            reads += times as f64 * (x * read(lanes) + dy * read(lanes_out));
+            sites += if run == tile.run || tile.rest { x + dy } else { 0.0 };
+        }
+        let reads = reads * positions / columns as f64;
         let single = if self.channels_last { 1.0 } else { lanes_out };
         let stage = turns(patch.len()) * self.stage_cost(costs, patch.lanes)
             + turns(tile.gradient_len()) * (costs.stage + costs.stage_lane * single);
@@ -365,9 +399,9 @@ impl Problem {
         let time = |splits: usize| {
             let each = tiles.div_ceil(splits) as f64 * unit;
             // Writing and adding the partial sums, which the device's whole width shares.
-            let extra = if splits > 1 { 4.0 * costs.stage * m * n * lanes } else { 0.0 };
+            let extra = if splits > 1 { costs.stage * sums } else { 0.0 };
             rounds(blocks * splits, patch.units, device) * (each + extra)
-                + costs.compile * m * lanes * n * lanes_out
+                + costs.compile * sums * sites
         };
         let splits = device.room.div_ceil(blocks.max(1)).min(fit).min(tiles).max(1);
         [1, splits, (2 * splits).min(fit.max(1)).min(tiles.max(1))]

@@ -36,6 +36,35 @@ pub(super) struct AxisArgs {
     pub out_base: usize,
 }
 
+/// Where the elements of a tensor `[batch, channels, height, width]` lie. A kernel asks for it once, before
+/// its loops: the sizes are in memory too, and a compiler cannot know that they stay the same.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Layout {
+    pub batch: usize,
+    /// Elements from an image, a channel, a row, a column to the next.
+    pub image: usize,
+    pub channel: usize,
+    pub row: usize,
+    pub column: usize,
+}
+
+#[cube]
+impl Layout {
+    pub fn of<T: CubePrimitive>(tensor: &Tensor<T>) -> Layout {
+        Layout {
+            batch: tensor.shape(0),
+            image: tensor.stride(0),
+            channel: tensor.stride(1),
+            row: tensor.stride(2),
+            column: tensor.stride(3),
+        }
+    }
+
+    pub fn at(&self, image: usize, channel: usize, row: usize, column: usize) -> usize {
+        image * self.image + channel * self.channel + row * self.row + column * self.column
+    }
+}
+
 /// The sizes of a patch: fixed when a kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Patch {
@@ -82,9 +111,64 @@ impl Patch {
         }
     }
 
+    /// Vectors from an output position to the next of its row.
+    pub fn column_step(&self) -> usize {
+        self.vectors * if self.shared { self.step[1] } else { 1 }
+    }
+
+    /// What `run` neighbouring output positions and `taps` neighbouring taps of a row read.
+    pub fn window(&self, run: usize, taps: usize) -> Window {
+        Window { patch: *self, run, taps }
+    }
+
     /// Vectors of shared memory.
     pub fn len(&self) -> usize {
         self.area() * self.vectors
+    }
+}
+
+/// The input columns that a run of neighbouring output positions meets with some taps of a row: the
+/// paper's overlap of windows, in registers. Taps share most columns, each of which is read once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    patch: Patch,
+    run: usize,
+    taps: usize,
+}
+
+impl Window {
+    /// The column that tap `tap` meets at position `position`, counted from the first of both.
+    pub fn column_of(&self, position: usize, tap: usize) -> usize {
+        if self.patch.shared {
+            position * self.patch.step[1] + tap * self.patch.tap_step[1]
+        } else {
+            tap * self.run + position
+        }
+    }
+
+    /// Columns from the first to the last.
+    pub fn columns(&self) -> usize {
+        self.column_of(self.run - 1, self.taps - 1) + 1
+    }
+
+    /// Whether any tap meets `column` at any position.
+    pub fn meets(&self, column: usize) -> bool {
+        (0..self.run).any(|i| (0..self.taps).any(|t| self.column_of(i, t) == column))
+    }
+
+    /// Columns that are met.
+    pub fn reads(&self) -> usize {
+        (0..self.columns()).filter(|&column| self.meets(column)).count()
+    }
+
+    /// How far `column` lies from the first in the patch.
+    pub fn offset(&self, column: usize) -> usize {
+        let patch = &self.patch;
+        if patch.shared {
+            column * patch.vectors
+        } else {
+            (column / self.run * patch.positions() + column % self.run) * patch.vectors
+        }
     }
 }
 
@@ -96,29 +180,36 @@ pub(super) fn place_in_tile(position: usize, #[comptime] patch: Patch) -> (usize
     (position / comptime!(rows * columns), position / columns % rows, position % columns)
 }
 
-/// A vector of the channels of `tensor` from `channel` on, which lies at `at`; zeros from `end` on. They
-/// are read in one piece, or one by one where the tensor is seen so.
+/// A vector of the channels of `tensor` from `channel` on, which lies at `at`, as shared memory holds it;
+/// zeros from `end` on. It is read as it lies, or number by number where the tensor is seen so.
 #[cube]
-pub(super) fn read_channels<E: Float, N: Size, NI: Size>(
-    tensor: &Tensor<Vector<E, NI>>,
+pub(super) fn read_channels<E: Float, N: Size, W: Numeric, M: Size, WI: Numeric, MI: Size>(
+    tensor: &Tensor<Vector<WI, MI>>,
+    layout: &Layout,
     at: usize,
     channel: usize,
     end: usize,
-    #[comptime] lanes: usize,
-) -> Vector<E, N> {
-    let lanes_in = tensor.vector_size();
-    let mut value = Vector::<E, N>::zeroed();
-    #[unroll]
-    for chunk in 0..comptime!(lanes / lanes_in) {
-        if channel + chunk < end {
-            let read = tensor[(at + chunk * tensor.stride(1)) / lanes_in];
-            #[unroll]
-            for lane in 0..lanes_in {
-                value.insert(comptime!(chunk * lanes_in + lane), read.extract(lane));
+) -> Vector<W, M> {
+    let lanes = N::value();
+    let words = M::value();
+    let words_in = MI::value();
+    let mut packed = Vector::<W, M>::zeroed();
+    if comptime!(words_in == words) {
+        if channel < end {
+            packed = Vector::cast_from(tensor[at / lanes]);
+        }
+    } else {
+        let mut value = Vector::<E, N>::zeroed();
+        #[unroll]
+        for lane in 0..lanes {
+            if channel + lane < end {
+                let read = tensor[at + lane * layout.channel];
+                value.insert(lane, E::cast_from(read.extract(0usize)));
             }
         }
+        packed = pack::<E, N, W, M>(value);
     }
-    value
+    packed
 }
 
 /// Where in a patch the first tap of the tile's output position (`image`, `row`, `column`) lies.
@@ -153,6 +244,49 @@ pub(super) fn tap_in_patch(row: usize, column: usize, #[comptime] patch: Patch) 
     }
 }
 
+/// A vector as kernels move it: as it is, or two 32-bit numbers in each 64-bit word. A software device
+/// moves numbers one by one, so half as many take half the time.
+#[cube]
+pub(super) fn pack<E: Float, N: Size, W: Numeric, M: Size>(value: Vector<E, N>) -> Vector<W, M> {
+    let lanes = N::value();
+    let words = M::value();
+    let mut packed = Vector::<W, M>::zeroed();
+    if comptime!(lanes == words) {
+        packed = Vector::cast_from(value);
+    } else {
+        #[unroll]
+        for word in 0..words {
+            let low = u32::reinterpret(value.extract(comptime!(2 * word)));
+            let high = u32::reinterpret(value.extract(comptime!(2 * word + 1)));
+            packed
+                .insert(word, W::cast_from(u64::cast_from(low) | (u64::cast_from(high) << 32u64)));
+        }
+    }
+    packed
+}
+
+/// The inverse of [`pack`].
+#[cube]
+pub(super) fn unpack<A: Float, N: Size, W: Numeric, M: Size>(packed: Vector<W, M>) -> Vector<A, N> {
+    let lanes = N::value();
+    let words = M::value();
+    let mut value = Vector::<A, N>::zeroed();
+    if comptime!(lanes == words) {
+        value = Vector::cast_from(packed);
+    } else {
+        #[unroll]
+        for word in 0..words {
+            let bits = u64::cast_from(packed.extract(word));
+            value.insert(comptime!(2 * word), A::cast_from(f32::reinterpret(u32::cast_from(bits))));
+            value.insert(
+                comptime!(2 * word + 1),
+                A::cast_from(f32::reinterpret(u32::cast_from(bits >> 32u64))),
+            );
+        }
+    }
+    value
+}
+
 /// Where a tile begins in the input tensor, and where its channels end.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Origin {
@@ -174,9 +308,10 @@ pub(super) struct Origin {
 
 /// Brings the patch at `origin` into shared memory.
 #[cube]
-pub(super) fn stage_patch<E: Float, N: Size, NI: Size>(
-    input: &Tensor<Vector<E, NI>>,
-    stage: &mut Shared<[Vector<E, N>]>,
+pub(super) fn stage_patch<E: Float, N: Size, W: Numeric, M: Size, WI: Numeric, MI: Size>(
+    input: &Tensor<Vector<WI, MI>>,
+    layout: &Layout,
+    stage: &mut Shared<[Vector<W, M>]>,
     origin: &Origin,
     height: &AxisArgs,
     width: &AxisArgs,
@@ -226,24 +361,21 @@ pub(super) fn stage_patch<E: Float, N: Size, NI: Size>(
                     as i32;
             }
 
-            let inside = image < input.shape(0)
+            let inside = image < layout.batch
                 && row >= 0
                 && (row as usize) < height.input
                 && column >= 0
                 && (column as usize) < width.input;
             let channel = origin.channel + vector * comptime!(patch.lanes);
-            let mut value = Vector::<E, N>::zeroed();
+            let mut value = Vector::<W, M>::zeroed();
             if inside {
-                let at = image * input.stride(0)
-                    + channel * input.stride(1)
-                    + row as usize * input.stride(2)
-                    + column as usize * input.stride(3);
-                value = read_channels::<E, N, NI>(
+                let at = layout.at(image, channel, row as usize, column as usize);
+                value = read_channels::<E, N, W, M, WI, MI>(
                     input,
+                    layout,
                     at,
                     channel,
                     origin.channel_end,
-                    comptime!(patch.lanes),
                 );
             }
             stage[position * vectors + vector] = value;

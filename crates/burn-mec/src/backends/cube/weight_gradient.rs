@@ -12,8 +12,8 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 
 use super::staging::{
-    AxisArgs, Origin, Patch, place_in_tile, position_in_patch, read_channels, stage_patch,
-    tap_in_patch,
+    AxisArgs, Layout, Origin, Patch, place_in_tile, position_in_patch, read_channels, stage_patch,
+    tap_in_patch, unpack,
 };
 
 /// How the work is cut: all that shapes the compiled kernel.
@@ -21,16 +21,22 @@ use super::staging::{
 pub(super) struct Tile {
     /// The input of a tile. Its taps are those of a block.
     pub patch: Patch,
-    /// Units along taps and input channels, and along output channels.
+    /// Units along lines, and along output channels. A line is a row of taps of a vector of input
+    /// channels.
     pub units: [usize; 2],
-    /// Vectors of (tap, input channels) of a unit.
-    pub unit_rows: usize,
+    /// Lines of a unit.
+    pub unit_lines: usize,
     /// Vectors of output channels of a unit.
     pub unit_vectors: usize,
     /// Channels in a vector of output channels.
     pub lanes_out: usize,
     /// Taps of the whole kernel, vertically and horizontally.
     pub kernel: [usize; 2],
+    /// Neighbouring output positions that are multiplied at once: the taps of a line meet most of their
+    /// input columns several times, each of which is then read once.
+    pub run: usize,
+    /// Whether a row may end with positions too few for a run, which are taken one by one.
+    pub rest: bool,
     /// Whether the gradient in the bias is computed too.
     pub bias: bool,
 }
@@ -41,9 +47,14 @@ impl Tile {
         self.units[1] * self.unit_vectors
     }
 
-    /// Vectors of (tap, input channels) of a block.
-    pub fn rows(&self) -> usize {
-        self.patch.taps[0] * self.patch.taps[1] * self.patch.vectors
+    /// Lines of a block.
+    pub fn lines(&self) -> usize {
+        self.patch.taps[0] * self.patch.vectors
+    }
+
+    /// Vectors of sums of a unit.
+    pub fn sums(&self) -> usize {
+        self.unit_lines * self.patch.taps[1] * self.patch.lanes * self.unit_vectors
     }
 
     /// Vectors of shared memory that the output's gradient takes.
@@ -76,13 +87,19 @@ pub(super) fn weight_gradient_kernel<
     E: Float,
     A: Float,
     R: Float,
+    W: Numeric,
+    WX: Numeric,
+    WV: Numeric,
+    WY: Numeric,
     N: Size,
-    NI: Size,
+    M: Size,
+    MX: Size,
     V: Size,
-    NO: Size,
+    MV: Size,
+    MY: Size,
 >(
-    x: &Tensor<Vector<E, NI>>,
-    dy: &Tensor<Vector<E, NO>>,
+    x: &Tensor<Vector<WX, MX>>,
+    dy: &Tensor<Vector<WY, MY>>,
     result: &mut [R],
     bias: ComptimeOption<&mut [R]>,
     grid: Grid,
@@ -91,8 +108,8 @@ pub(super) fn weight_gradient_kernel<
     channels: usize,
     outputs: usize,
     #[comptime] tile: Tile,
-    #[define(N, NI, V, NO)] _lanes: [usize; 4],
-    #[define(E, A, R)] _dtypes: [ElemType; 3],
+    #[define(N, M, MX, V, MV, MY)] _lanes: [usize; 6],
+    #[define(E, A, R, W, WX, WV, WY)] _dtypes: [ElemType; 7],
 ) {
     let patch = comptime!(tile.patch);
     let blocks = grid.output_blocks * grid.channel_blocks * grid.tap_rows * grid.tap_columns;
@@ -112,7 +129,8 @@ pub(super) fn weight_gradient_kernel<
 
     let lanes = comptime!(patch.lanes);
     let lanes_out = comptime!(tile.lanes_out);
-    let unit_rows = comptime!(tile.unit_rows);
+    let unit_lines = comptime!(tile.unit_lines);
+    let taps_w = comptime!(patch.taps[1]);
     let unit_vectors = comptime!(tile.unit_vectors);
     let units_n = comptime!(tile.units[1]);
     let unit_m = UNIT_POS as usize / units_n;
@@ -121,11 +139,12 @@ pub(super) fn weight_gradient_kernel<
     let first_output = output_block * comptime!(block_vectors * lanes_out);
     let first_channel = channel_block * comptime!(patch.vectors * lanes);
 
-    let mut stage = Shared::<[Vector<E, N>]>::new_slice(comptime!(patch.len()));
-    let mut gradient = Shared::<[Vector<E, V>]>::new_slice(comptime!(tile.gradient_len()));
-    let mut sums = Array::<Vector<A, V>>::new(comptime!(unit_rows * lanes * unit_vectors));
+    let (from_x, from_dy) = (Layout::of(x), Layout::of(dy));
+    let mut stage = Shared::<[Vector<W, M>]>::new_slice(comptime!(patch.len()));
+    let mut gradient = Shared::<[Vector<WV, MV>]>::new_slice(comptime!(tile.gradient_len()));
+    let mut sums = Array::<Vector<A, V>>::new(comptime!(tile.sums()));
     #[unroll]
-    for s in 0..comptime!(unit_rows * lanes * unit_vectors) {
+    for s in 0..comptime!(tile.sums()) {
         sums[s] = Vector::zeroed();
     }
     let mut bias_sums = Array::<Vector<A, V>>::new(unit_vectors);
@@ -134,16 +153,14 @@ pub(super) fn weight_gradient_kernel<
         bias_sums[s] = Vector::zeroed();
     }
 
-    // Where in the patch the unit's taps and channels lie; those past the block's end repeat the last.
-    let mut offsets = Array::<usize>::new(unit_rows);
+    // Where in the patch the unit's lines begin; those past the block's end repeat the last.
+    let mut offsets = Array::<usize>::new(unit_lines);
     #[unroll]
-    for i in 0..unit_rows {
-        let m =
-            clamp_max(unit_m + comptime!(i * tile.units[0]), comptime!(tile.rows() - 1).runtime());
-        let tap = m / comptime!(patch.vectors);
-        offsets[i] =
-            tap_in_patch(tap / comptime!(patch.taps[1]), tap % comptime!(patch.taps[1]), patch)
-                + m % comptime!(patch.vectors);
+    for i in 0..unit_lines {
+        let line =
+            clamp_max(unit_m + comptime!(i * tile.units[0]), comptime!(tile.lines() - 1).runtime());
+        let vectors = comptime!(patch.vectors);
+        offsets[i] = tap_in_patch(line / vectors, 0, patch) + line % vectors;
     }
 
     let tiles = grid.images * grid.rows * grid.columns;
@@ -166,9 +183,10 @@ pub(super) fn weight_gradient_kernel<
         origin.image = at / grid.columns / grid.rows * comptime!(patch.tile[0]);
         // What was staged before has been read.
         sync_cube();
-        stage_patch::<E, N, NI>(x, &mut stage, &origin, &height, &width, patch);
-        stage_gradient::<E, V, NO>(
+        stage_patch::<E, N, W, M, WX, MX>(x, &from_x, &mut stage, &origin, &height, &width, patch);
+        stage_gradient::<E, V, WV, MV, WY, MY>(
             dy,
+            &from_dy,
             &mut gradient,
             &origin,
             group * outputs,
@@ -181,38 +199,44 @@ pub(super) fn weight_gradient_kernel<
         sync_cube();
 
         // Positions beyond the output are left out: a zero there would not outweigh a NaN in the patch.
-        let images = clamp_max(dy.shape(0) - origin.image, comptime!(patch.tile[0]).runtime());
+        let images = clamp_max(from_dy.batch - origin.image, comptime!(patch.tile[0]).runtime());
         let rows = clamp_max(height.output - origin.row, comptime!(patch.tile[1]).runtime());
         let columns = clamp_max(width.output - origin.column, comptime!(patch.tile[2]).runtime());
+        let run = comptime!(tile.run);
+        let column_step = comptime!(patch.column_step());
         for image in 0..images {
             for row in 0..rows {
-                for column in 0..columns {
-                    let position = position_in_patch(image, row, column, patch);
-                    let from = ((image * comptime!(patch.tile[1]) + row)
-                        * comptime!(patch.tile[2])
-                        + column)
-                        * block_vectors
-                        + unit_n;
-                    let mut b = Array::<Vector<A, V>>::new(unit_vectors);
-                    #[unroll]
-                    for j in 0..unit_vectors {
-                        b[j] = Vector::cast_from(gradient[from + comptime!(j * units_n)]);
-                        if comptime!(tile.bias) {
-                            bias_sums[j] += b[j];
-                        }
-                    }
-                    #[unroll]
-                    for i in 0..unit_rows {
-                        let a = Vector::<A, N>::cast_from(stage[position + offsets[i]]);
-                        #[unroll]
-                        for k in 0..lanes {
-                            let x = Vector::<A, V>::broadcast(a.extract(k));
-                            #[unroll]
-                            for j in 0..unit_vectors {
-                                let s = comptime!((i * lanes + k) * unit_vectors + j);
-                                sums[s] = fma(x, b[j], sums[s]);
-                            }
-                        }
+                let row_in_patch = position_in_patch(image, row, 0, patch);
+                let row_in_gradient = (image * comptime!(patch.tile[1]) + row)
+                    * comptime!(patch.tile[2] * block_vectors)
+                    + unit_n;
+                for run in 0..columns / run {
+                    let column = run * comptime!(tile.run);
+                    accumulate::<A, W, WV, N, M, V, MV>(
+                        &stage,
+                        &gradient,
+                        &mut sums,
+                        &mut bias_sums,
+                        &offsets,
+                        row_in_patch + column * column_step,
+                        row_in_gradient + column * block_vectors,
+                        comptime!(tile.run),
+                        tile,
+                    );
+                }
+                if comptime!(tile.rest) {
+                    for column in columns - columns % run..columns {
+                        accumulate::<A, W, WV, N, M, V, MV>(
+                            &stage,
+                            &gradient,
+                            &mut sums,
+                            &mut bias_sums,
+                            &offsets,
+                            row_in_patch + column * column_step,
+                            row_in_gradient + column * block_vectors,
+                            1usize,
+                            tile,
+                        );
                     }
                 }
             }
@@ -224,30 +248,34 @@ pub(super) fn weight_gradient_kernel<
     let taps = comptime!(kernel_h * kernel_w);
     let copy = split * grid.groups;
     #[unroll]
-    for i in 0..unit_rows {
-        let m = unit_m + comptime!(i * tile.units[0]);
-        let tap = m / comptime!(patch.vectors);
-        let row = tap_row + tap / comptime!(patch.taps[1]);
-        let column = tap_column + tap % comptime!(patch.taps[1]);
-        let first = first_channel + m % comptime!(patch.vectors) * lanes;
-        if m < comptime!(tile.rows()) && row < kernel_h && column < kernel_w {
+    for i in 0..unit_lines {
+        let line = unit_m + comptime!(i * tile.units[0]);
+        let row = tap_row + line / comptime!(patch.vectors);
+        let first = first_channel + line % comptime!(patch.vectors) * lanes;
+        if line < comptime!(tile.lines()) && row < kernel_h {
             #[unroll]
-            for k in 0..lanes {
-                let channel = first + k;
-                if channel < channels {
-                    #[unroll]
-                    for j in 0..unit_vectors {
-                        let sum = sums[comptime!((i * lanes + k) * unit_vectors + j)];
+            for t in 0..taps_w {
+                let column = tap_column + t;
+                #[unroll]
+                for k in 0..lanes {
+                    let channel = first + k;
+                    if column < kernel_w && channel < channels {
                         #[unroll]
-                        for lane in 0..lanes_out {
-                            let o =
-                                first_output + (unit_n + comptime!(j * units_n)) * lanes_out + lane;
-                            if o < outputs {
-                                let at = (((copy + group) * outputs + o) * channels + channel)
-                                    * taps
-                                    + row * kernel_w
-                                    + column;
-                                result[at] = R::cast_from(sum.extract(lane));
+                        for j in 0..unit_vectors {
+                            let sum =
+                                sums[comptime!(((i * taps_w + t) * lanes + k) * unit_vectors + j)];
+                            #[unroll]
+                            for lane in 0..lanes_out {
+                                let o = first_output
+                                    + (unit_n + comptime!(j * units_n)) * lanes_out
+                                    + lane;
+                                if o < outputs {
+                                    let at = (((copy + group) * outputs + o) * channels + channel)
+                                        * taps
+                                        + row * kernel_w
+                                        + column;
+                                    result[at] = R::cast_from(sum.extract(lane));
+                                }
                             }
                         }
                     }
@@ -273,11 +301,74 @@ pub(super) fn weight_gradient_kernel<
     }
 }
 
+/// Adds what `run` neighbouring positions contribute: the first lies at `position` in the patch and at
+/// `from` in the output's gradient.
+#[cube]
+fn accumulate<A: Float, W: Numeric, WV: Numeric, N: Size, M: Size, V: Size, MV: Size>(
+    stage: &Shared<[Vector<W, M>]>,
+    gradient: &Shared<[Vector<WV, MV>]>,
+    sums: &mut Array<Vector<A, V>>,
+    bias_sums: &mut Array<Vector<A, V>>,
+    offsets: &Array<usize>,
+    position: usize,
+    from: usize,
+    #[comptime] run: usize,
+    #[comptime] tile: Tile,
+) {
+    let patch = comptime!(tile.patch);
+    let taps = comptime!(patch.taps[1]);
+    let window = comptime!(patch.window(run, taps));
+    let lanes = comptime!(patch.lanes);
+    let unit_vectors = comptime!(tile.unit_vectors);
+    let mut b = Array::<Vector<A, V>>::new(comptime!(run * unit_vectors));
+    #[unroll]
+    for i in 0..run {
+        #[unroll]
+        for j in 0..unit_vectors {
+            let at = from + comptime!(i * tile.block_vectors() + j * tile.units[1]);
+            let value = unpack::<A, V, WV, MV>(gradient[at]);
+            b[comptime!(i * unit_vectors + j)] = value;
+            if comptime!(tile.bias) {
+                bias_sums[j] += value;
+            }
+        }
+    }
+    #[unroll]
+    for line in 0..comptime!(tile.unit_lines) {
+        let first = position + offsets[line];
+        let columns = comptime!(window.columns());
+        let mut a = Array::<Vector<A, N>>::new(columns);
+        #[unroll]
+        for column in 0..columns {
+            if comptime!(window.meets(column)) {
+                a[column] = unpack::<A, N, W, M>(stage[first + comptime!(window.offset(column))]);
+            }
+        }
+        #[unroll]
+        for i in 0..run {
+            #[unroll]
+            for t in 0..taps {
+                let x = a[comptime!(window.column_of(i, t))];
+                #[unroll]
+                for k in 0..lanes {
+                    let x = Vector::<A, V>::broadcast(x.extract(k));
+                    #[unroll]
+                    for j in 0..unit_vectors {
+                        let s = comptime!(((line * taps + t) * lanes + k) * unit_vectors + j);
+                        sums[s] = fma(x, b[comptime!(i * unit_vectors + j)], sums[s]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Brings the output's gradient of a tile into shared memory, `[position][output channel]`.
 #[cube]
-fn stage_gradient<E: Float, V: Size, NO: Size>(
-    dy: &Tensor<Vector<E, NO>>,
-    stage: &mut Shared<[Vector<E, V>]>,
+fn stage_gradient<E: Float, V: Size, W: Numeric, M: Size, WY: Numeric, MY: Size>(
+    dy: &Tensor<Vector<WY, MY>>,
+    layout: &Layout,
+    stage: &mut Shared<[Vector<W, M>]>,
     origin: &Origin,
     group_output: usize,
     first_output: usize,
@@ -292,13 +383,14 @@ fn stage_gradient<E: Float, V: Size, NO: Size>(
     let positions = comptime!(patch.positions());
     let len = comptime!(tile.gradient_len());
     let units = comptime!(patch.units);
-    let lanes_in = dy.vector_size();
+    let (words, words_dy) = (M::value(), MY::value());
+    let whole = comptime!(words_dy == words);
     for turn in 0..comptime!(len.div_ceil(units)) {
         let index = turn * units + UNIT_POS as usize;
         if index < len {
             let mut p = index / block_vectors;
             let mut v = index % block_vectors;
-            if comptime!(lanes_in == 1) {
+            if comptime!(!whole) {
                 // Neighbouring columns are more likely to be neighbours in memory.
                 p = index % positions;
                 v = index / positions;
@@ -308,15 +400,12 @@ fn stage_gradient<E: Float, V: Size, NO: Size>(
             let row = origin.row + place.1;
             let column = origin.column + place.2;
             let first = first_output + v * lanes_out;
-            let mut value = Vector::<E, V>::zeroed();
-            if image < dy.shape(0) && row < height.output && column < width.output {
-                let at = image * dy.stride(0)
-                    + (group_output + first) * dy.stride(1)
-                    + row * dy.stride(2)
-                    + column * dy.stride(3);
+            let mut value = Vector::<W, M>::zeroed();
+            if image < layout.batch && row < height.output && column < width.output {
                 let channel = group_output + first;
+                let at = layout.at(image, channel, row, column);
                 let end = group_output + outputs;
-                value = read_channels::<E, V, NO>(dy, at, channel, end, lanes_out);
+                value = read_channels::<E, V, W, M, WY, MY>(dy, layout, at, channel, end);
             }
             stage[p * block_vectors + v] = value;
         }
