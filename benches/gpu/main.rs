@@ -24,7 +24,7 @@ use clap::{Parser, ValueEnum};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use mec_core::Geometry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Convolutions of the catalogue's layers on a GPU: ours and Burn's own.
 #[derive(Debug, Parser)]
@@ -59,6 +59,9 @@ struct Options {
     /// A file to add the record to, one line of JSON for each measurement
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Print the tables of such a file and measure nothing
+    #[arg(long, conflicts_with = "json")]
+    from: Option<PathBuf>,
     /// What `cargo bench` says to every bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -87,9 +90,9 @@ enum Api {
 }
 
 /// One contender on one pass of one layer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Measured {
-    contender: &'static str,
+    contender: String,
     layer: String,
     batch: usize,
     pass: Pass,
@@ -104,6 +107,14 @@ struct Measured {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
+    if let Some(file) = &options.from {
+        let text = std::fs::read_to_string(file)?;
+        // The other lines tell of devices.
+        let measured: Vec<_> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        print_tables(&options.passes, &measured);
+        return Ok(());
+    }
     let device = match options.api {
         Api::Wgpu => CubeDevice::wgpu(Default::default())?,
         Api::Vulkan => CubeDevice::vulkan(Default::default())?,
@@ -143,8 +154,16 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let gflops = problem.geometry.flops() as f64 / ms / 1e6;
                 let layer = layer.name.clone();
                 let first_ms = first;
-                let one =
-                    Measured { contender, layer, batch, pass, first_ms, ms, gflops, difference };
+                let one = Measured {
+                    contender: contender.into(),
+                    layer,
+                    batch,
+                    pass,
+                    first_ms,
+                    ms,
+                    gflops,
+                    difference,
+                };
                 if let Some(file) = &mut record {
                     writeln!(file, "{}", serde_json::to_string(&one)?)?;
                 }
@@ -152,10 +171,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    for &pass in &options.passes {
-        println!("{}\n", table(pass, &measured));
-    }
+    print_tables(&options.passes, &measured);
     Ok(())
+}
+
+fn print_tables(passes: &[Pass], measured: &[Measured]) {
+    for &pass in passes {
+        println!("{}\n", table(pass, measured));
+    }
 }
 
 /// A contender, its first call and its later ones in milliseconds, and how far its result is from ours.

@@ -5,16 +5,19 @@ use std::str::FromStr;
 
 use mec_core::catalogue::{Layer, layers};
 use mec_core::{Error, Geometry, Settings, View};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 /// What is measured of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Pass {
     /// Output from input and weight: `fwd`.
+    #[serde(rename = "fwd")]
     Forward,
     /// Gradient in the input: `bwdx`.
+    #[serde(rename = "bwdx")]
     InputGradient,
     /// Gradient in the weight: `bwdw`.
+    #[serde(rename = "bwdw")]
     WeightGradient,
 }
 
@@ -39,13 +42,6 @@ impl fmt::Display for Pass {
             Pass::InputGradient => "bwdx",
             Pass::WeightGradient => "bwdw",
         })
-    }
-}
-
-/// By its name.
-impl Serialize for Pass {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
