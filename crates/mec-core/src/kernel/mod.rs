@@ -28,6 +28,7 @@ pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 
 use simd::Isa;
+use std::ops::Range;
 
 /// Most columns a tile has on any instruction set: three AVX-512 registers of `f32`.
 pub(crate) const MAX_COLUMNS: usize = 48;
@@ -44,21 +45,33 @@ struct Sizes {
     outer_vectors: usize,
     panel_bytes: usize,
     packed_rows: usize,
+    even_tiles: bool,
 }
 
 /// For 32 registers: 24 accumulators, 3 columns, weights.
-const SIZES_32: Sizes =
-    Sizes { vectors: 3, outer_vectors: 4, panel_bytes: usize::MAX, packed_rows: 4 };
+const SIZES_32: Sizes = Sizes {
+    vectors: 3,
+    outer_vectors: 4,
+    panel_bytes: usize::MAX,
+    packed_rows: 4,
+    even_tiles: false,
+};
 
 /// For 16 registers: 12 accumulators, 2 columns, weights. The panel is three quarters of a second-level
 /// cache of 512 KiB (Zen 2); of 256 KiB and of 700 KiB the input gradient took 1.02 to 1.1 times as long.
-/// With 4 rows for each packing of the weights it took 1.05 to 1.25 times as long as with 16.
-const SIZES_16: Sizes =
-    Sizes { vectors: 2, outer_vectors: 2, panel_bytes: 384 << 10, packed_rows: 16 };
+/// With 4 rows for each packing of the weights it took 1.05 to 1.25 times as long as with 16. A step
+/// of a tile takes 5 cycles at least, a multiply-add's latency: as long for 2 channels as for 5, so that
+/// 128 channels are 18 tiles of 6 and 4 of 5, not 21 of 6 and one of 2.
+const SIZES_16: Sizes = Sizes {
+    vectors: 2,
+    outer_vectors: 2,
+    panel_bytes: 384 << 10,
+    packed_rows: 16,
+    even_tiles: true,
+};
 
 /// For the compiler's own vectors, which may have 16 registers.
-const PORTABLE: Sizes =
-    Sizes { vectors: 3, outer_vectors: 2, panel_bytes: 384 << 10, packed_rows: 16 };
+const PORTABLE: Sizes = Sizes { vectors: 3, even_tiles: false, ..SIZES_16 };
 
 /// The entry points for one instruction set, and the sizes they are made for.
 pub(crate) struct Kernel<T: 'static> {
@@ -70,14 +83,16 @@ pub(crate) struct Kernel<T: 'static> {
     pub vectors: usize,
     /// Most channels of a tile.
     pub channels: usize,
-    /// Most channels of the next smaller tile.
-    fewer: usize,
+    /// Most channels of the next two smaller tiles.
+    smaller: [usize; 2],
+    /// Whether channels are dealt to tiles evenly, or to as many full tiles as they fill.
+    pub even_tiles: bool,
     /// Bytes of a panel that stays in the second-level cache beside what else passes through it.
     pub panel_bytes: usize,
     /// Rows a panel should serve where weights are packed for it.
     pub packed_rows: usize,
-    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, `fewer`, one).
-    tiles: [[TileFn<T>; 3]; MAX_VECTORS],
+    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, the two `smaller`, one).
+    tiles: [[TileFn<T>; 4]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
@@ -99,22 +114,23 @@ impl<T: Vector> Kernel<T> {
         {
             if pulp::x86::V4::try_new().is_some() {
                 kernels.push(
-                    const { &Self::new::<simd::Avx512, 8, 4>("AVX-512", SIZES_32, T::AVX512) },
+                    const { &Self::new::<simd::Avx512, 8, 6, 4>("AVX-512", SIZES_32, T::AVX512) },
                 );
             }
             if pulp::x86::V3::try_new().is_some() {
-                kernels.push(const { &Self::new::<simd::Avx2, 6, 4>("AVX2", SIZES_16, T::AVX2) });
+                kernels
+                    .push(const { &Self::new::<simd::Avx2, 6, 5, 4>("AVX2", SIZES_16, T::AVX2) });
             }
         }
         #[cfg(target_arch = "aarch64")]
         if pulp::aarch64::Neon::try_new().is_some() {
             let moves: simd::Moves<T> = (transpose::plain, lanes::pack::<T, simd::Neon>);
-            kernels.push(const { &Self::new::<simd::Neon, 8, 4>("NEON", SIZES_32, moves) });
+            kernels.push(const { &Self::new::<simd::Neon, 8, 6, 4>("NEON", SIZES_32, moves) });
         }
         kernels.push(
             const {
                 let moves: simd::Moves<T> = (transpose::plain, lanes::pack::<T, simd::Portable>);
-                &Self::new::<simd::Portable, 4, 2>("portable", PORTABLE, moves)
+                &Self::new::<simd::Portable, 4, 3, 2>("portable", PORTABLE, moves)
             },
         );
         kernels
@@ -125,24 +141,40 @@ impl<T: Vector> Kernel<T> {
         Self::available()[0]
     }
 
-    const fn new<I: Isa, const R: usize, const FEWER: usize>(
+    const fn new<I: Isa, const R: usize, const FEWER: usize, const FEWEST: usize>(
         name: &'static str,
         sizes: Sizes,
         (transpose, pack): simd::Moves<T>,
     ) -> Self {
-        let Sizes { vectors, outer_vectors, panel_bytes, packed_rows } = sizes;
+        let Sizes { vectors, outer_vectors, panel_bytes, packed_rows, even_tiles } = sizes;
         Self {
             name,
             lanes: size_of::<T::Of<I::Token>>() / size_of::<T>(),
             vectors,
             channels: R,
-            fewer: FEWER,
+            smaller: [FEWER, FEWEST],
+            even_tiles,
             panel_bytes,
             packed_rows,
             tiles: [
-                [tile::tile::<T, I, 1, R>, tile::tile::<T, I, 1, FEWER>, tile::tile::<T, I, 1, 1>],
-                [tile::tile::<T, I, 2, R>, tile::tile::<T, I, 2, FEWER>, tile::tile::<T, I, 2, 1>],
-                [tile::tile::<T, I, 3, R>, tile::tile::<T, I, 3, FEWER>, tile::tile::<T, I, 3, 1>],
+                [
+                    tile::tile::<T, I, 1, R>,
+                    tile::tile::<T, I, 1, FEWER>,
+                    tile::tile::<T, I, 1, FEWEST>,
+                    tile::tile::<T, I, 1, 1>,
+                ],
+                [
+                    tile::tile::<T, I, 2, R>,
+                    tile::tile::<T, I, 2, FEWER>,
+                    tile::tile::<T, I, 2, FEWEST>,
+                    tile::tile::<T, I, 2, 1>,
+                ],
+                [
+                    tile::tile::<T, I, 3, R>,
+                    tile::tile::<T, I, 3, FEWER>,
+                    tile::tile::<T, I, 3, FEWEST>,
+                    tile::tile::<T, I, 3, 1>,
+                ],
             ],
             pack_weights: tile::pack_weights::<T, R>,
             outers: [
@@ -161,6 +193,16 @@ impl<T: Vector> Kernel<T> {
         }
     }
 
+    /// Divides `outputs` channels into the ranges of tiles.
+    pub fn tile_ranges(&self, outputs: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let (len, most) = (outputs.len(), self.channels);
+        let tiles = len.div_ceil(most);
+        let place =
+            move |tile: usize| if self.even_tiles { tile * len / tiles } else { tile * most };
+        (0..tiles)
+            .map(move |tile| outputs.start + place(tile)..outputs.start + place(tile + 1).min(len))
+    }
+
     /// Computes one tile of a panel that is `vectors` registers wide.
     ///
     /// # Safety
@@ -168,13 +210,15 @@ impl<T: Vector> Kernel<T> {
     /// As [`tile::tile`], `vectors` being `V` and [`Kernel::channels`] `R`.
     pub unsafe fn tile(&self, vectors: usize, tile: &Tile<T>) {
         debug_assert!(tile.outputs >= 1 && tile.outputs <= self.channels);
-        let fewer = match tile.outputs {
-            1 => 2,
-            n if n <= self.fewer => 1,
+        let [fewer, fewest] = self.smaller;
+        let size = match tile.outputs {
+            1 => 3,
+            n if n <= fewest => 2,
+            n if n <= fewer => 1,
             _ => 0,
         };
         // SAFETY: the caller vouches for the tile, this value for the CPU.
-        unsafe { self.tiles[vectors - 1][fewer](tile) }
+        unsafe { self.tiles[vectors - 1][size](tile) }
     }
 
     /// Copies the weights of one tile as `[channel][tap][Kernel::channels]`.

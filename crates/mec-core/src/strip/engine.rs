@@ -150,7 +150,7 @@ impl<T: Vector> Worker<'_, T> {
         let (c, plan) = &jobs[job];
         let (strip, rest) = (number % plan.columns.strips, number / plan.columns.strips);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
-        let outputs = part * plan.part_outputs..c.outputs.min((part + 1) * plan.part_outputs);
+        let outputs = part * c.outputs / plan.parts..(part + 1) * c.outputs / plan.parts;
         let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
         let mut runs = List::new();
         strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
@@ -235,8 +235,7 @@ impl<T: Vector> Worker<'_, T> {
         // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
         unsafe {
             panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.memory.as_ptr());
-            for first in task.outputs.clone().step_by(self.kernel.channels) {
-                let outputs = first..task.outputs.end.min(first + self.kernel.channels);
+            for outputs in self.kernel.tile_ranges(task.outputs.clone()) {
                 let weights = self.weights(task, panel, &outputs);
                 for row in 0..panel.rows {
                     self.window(task, panel, channel_len, row, &outputs, &weights);

@@ -125,6 +125,7 @@ impl Work {
             vectors: kernel.vectors,
             channels: kernel.channels,
             bytes: size_of::<T>(),
+            even_tiles: kernel.even_tiles,
             packed_rows: kernel.packed_rows,
         };
         // The list of jobs, while it is made from the list of correlations.

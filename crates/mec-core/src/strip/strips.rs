@@ -24,6 +24,8 @@ pub(crate) struct TileSize {
     pub channels: usize,
     /// Bytes of an element.
     pub bytes: usize,
+    /// Whether channels are dealt to tiles evenly.
+    pub even_tiles: bool,
     /// Rows a panel should serve where weights are packed for it.
     pub packed_rows: usize,
 }
@@ -83,10 +85,8 @@ pub(crate) struct Strips {
     pub rows: usize,
     /// Input channels of a panel.
     pub channels: usize,
-    /// Parts the output channels are divided into, as tasks of their own.
+    /// Parts the output channels are divided into, as evenly as can be, as tasks of their own.
     pub parts: usize,
-    /// Output channels of a part (the last may have fewer): whole tiles.
-    pub part_outputs: usize,
     /// Elements of a panel.
     pub panel_len: usize,
     /// Elements of packed weights; none where they are read in place.
@@ -122,7 +122,6 @@ impl Strips {
 
         let (bands, parts) = Self::bands_and_parts(c, size, &lowering, vectors, threads);
         let columns = Columns::new(c, lowering, bands, size.lanes, vectors);
-        let part_outputs = c.outputs.div_ceil(parts).next_multiple_of(size.channels);
         let row_len = row_len(columns.widest());
         let rows_beside = |weights: usize| {
             let room = room.checked_sub(weights)?;
@@ -140,8 +139,7 @@ impl Strips {
             columns,
             rows,
             channels,
-            parts: c.outputs.div_ceil(part_outputs),
-            part_outputs,
+            parts,
             panel_len: channels * c.height.panel_rows(rows) * row_len,
             weights_len,
         })
@@ -167,9 +165,9 @@ impl Strips {
 
     /// Bands and parts with the least estimated time.
     ///
-    /// The estimate counts cycles of the slowest thread: half a cycle for each fused multiply-add
-    /// of a register, and the packing of panels, which bands repeat at their edges and parts repeat
-    /// whole. More bands fill registers that one row of columns would leave half empty.
+    /// The estimate counts cycles of the slowest thread: the steps of its tiles, and the packing of
+    /// panels, which bands repeat at their edges and parts repeat whole. More bands fill registers that
+    /// one row of columns would leave half empty, and leave fewer strips of a single register.
     fn bands_and_parts(
         c: &Correlation,
         size: TileSize,
@@ -191,22 +189,25 @@ impl Strips {
         loop {
             let columns = Columns::new(c, *lowering, bands, size.lanes, vectors);
             let strips = columns.strips.max(1);
-            let registers = columns.bundles as f64 / strips as f64;
-            // A step takes half a cycle for each multiply-add, or for each load where they are more.
-            let step =
-                (registers * size.channels as f64).max(registers + size.channels as f64 + 2.0);
-            let sum = step * (columns.band_rows * steps * tiles) as f64;
+            let narrow = columns.bundles / strips;
             // A register of a panel takes about 1.5 cycles and one more for each run of columns.
             let runs = size.lanes as f64 / c.width.output.max(1) as f64 + 1.0;
             let panel = c.height.panel_rows(columns.band_rows) * lowering.planes * c.channels;
-            // Each step of a tile brings its weights in from a far cache, about four cycles.
-            let weights = (steps * tiles * 4) as f64;
-            let pack = registers * panel as f64 * (1.5 + runs) + weights;
+            let pack = columns.bundles as f64 / strips as f64 * panel as f64 * (1.5 + runs);
             let mut parts = 1;
             while parts <= tiles {
+                let outputs = c.outputs.div_ceil(parts);
+                let tiles = outputs.div_ceil(size.channels);
+                let height = if size.even_tiles { outputs.div_ceil(tiles) } else { size.channels };
+                // Each step of a tile brings its weights in from a far cache, about four cycles.
+                let strip = |registers: usize| {
+                    let step = step_cycles(registers, height);
+                    (steps * tiles) as f64 * (step * columns.band_rows as f64 + 4.0) + pack
+                };
+                // The slowest thread's strips, of which the wide ones may be the most.
                 let rounds = (c.groups * strips * parts).div_ceil(threads);
-                let part = tiles.div_ceil(parts) as f64 / tiles as f64;
-                let time = rounds as f64 * (0.5 * sum * part + pack);
+                let wide = (c.groups * (columns.bundles % strips) * parts).min(rounds);
+                let time = wide as f64 * strip(narrow + 1) + (rounds - wide) as f64 * strip(narrow);
                 // A later candidate must be clearly better: fewer bands and parts pack less.
                 if time < best.0 * 0.99 {
                     best = (time, (bands, parts));
@@ -248,6 +249,13 @@ impl Strips {
     pub fn tasks(&self, groups: usize) -> usize {
         groups * self.parts * self.columns.strips
     }
+}
+
+/// Cycles of a step of a tile of `registers` by `channels`: half a cycle for each multiply-add, or for
+/// each load where they are more, but never less than a multiply-add's latency.
+fn step_cycles(registers: usize, channels: usize) -> f64 {
+    let loads = registers + channels + 1;
+    (registers * channels).max(loads).max(10) as f64 / 2.0
 }
 
 /// Elements of one row of one channel of a panel.
