@@ -228,7 +228,7 @@ impl Operands {
         let (g, s) = (self.geometry, self.settings);
         let (x, weight, dy) = (self.x.clone(), self.weight.clone(), self.dy.clone());
         match pass {
-            Pass::Forward => CubeBackend::mec_conv2d(x, weight, Bias::Absent, g, s),
+            Pass::Forward => CubeBackend::mec_conv2d(x, weight, Bias::Absent, None, g, s),
             Pass::InputGradient => CubeBackend::mec_conv2d_input_gradient(dy, weight, g, s),
             Pass::WeightGradient => CubeBackend::mec_conv2d_weight_gradient(x, dy, g, s),
         }

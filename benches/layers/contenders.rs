@@ -104,7 +104,7 @@ impl<B: Conv2dBackend + Conv2dGradients> Contender for Mec<B> {
         let (x, weight, dy) = (x.clone(), weight.clone(), dy.clone());
         let settings = Settings::default();
         outcome::<B>(match pass {
-            Pass::Forward => B::mec_conv2d(x, weight, Bias::Absent, *geometry, settings),
+            Pass::Forward => B::mec_conv2d(x, weight, Bias::Absent, None, *geometry, settings),
             Pass::InputGradient => B::mec_conv2d_input_gradient(dy, weight, *geometry, settings),
             Pass::WeightGradient => B::mec_conv2d_weight_gradient(x, dy, *geometry, settings),
         })

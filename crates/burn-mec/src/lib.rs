@@ -30,9 +30,11 @@
 //!
 //! `ndarray` (default) and `flex` turn on the Burn backend of that name and the convolution for it.
 
+mod activation;
 mod backends;
 pub mod module;
 pub mod nn;
 pub mod ops;
 
+pub use activation::Activation;
 pub use mec_core::{Algorithm, Settings};

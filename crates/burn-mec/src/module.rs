@@ -5,8 +5,8 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
 use mec_core::Geometry;
 
-use crate::Settings;
 use crate::ops::{Bias, Conv2dBackend};
+use crate::{Activation, Settings};
 
 /// Applies a 2-D convolution, differentiable in `x`, `weight` and `bias`.
 ///
@@ -64,6 +64,22 @@ pub fn conv2d_with_settings(
     options: impl Into<ConvOptions<2>>,
     settings: Settings,
 ) -> Tensor<4> {
+    conv2d_with_activation(x, weight, bias, options, None, settings)
+}
+
+/// [`conv2d_with_settings`] and an activation of its result, as one step of the graph.
+///
+/// # Panics
+///
+/// As [`conv2d_with_settings`].
+pub fn conv2d_with_activation(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvOptions<2>>,
+    activation: Option<Activation>,
+    settings: Settings,
+) -> Tensor<4> {
     let geometry = geometry(&x, &weight, bias.as_ref(), options.into());
     let bias = match bias {
         Some(bias) => Bias::PerChannel(dequantized(bias).into_dispatch()),
@@ -73,6 +89,7 @@ pub fn conv2d_with_settings(
         dequantized(x).into_dispatch(),
         dequantized(weight).into_dispatch(),
         bias,
+        activation,
         geometry,
         settings,
     ))

@@ -5,6 +5,8 @@ mod common;
 use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
+use burn_mec::module::conv2d_with_activation;
+use burn_mec::{Activation, Settings};
 use common::{BURN, Conv, MEC, all_devices, assert_close, random, tensor, values};
 
 const X: [usize; 4] = [2, 3, 6, 5];
@@ -111,6 +113,55 @@ fn balanced_checkpointing_with_one_tracked() {
             };
             assert_close(&run(MEC), &run(BURN), 1e-5, format!("{device:?}, x: {x_tracked}"));
         }
+    }
+}
+
+/// An activation within a convolution is the layer after it, and what is not a number stays so.
+#[test]
+fn activation() {
+    let ours: Conv = |x, weight, bias, options| {
+        let activation = Some(Activation::Relu);
+        conv2d_with_activation(x, weight, bias, options, activation, Settings::default())
+    };
+    let theirs: Conv = |x, weight, bias, options| relu(BURN(x, weight, bias, options));
+    for device in all_devices() {
+        let run = |conv: Conv, device: &Device| {
+            let x = leaf(X, 1, device).require_grad();
+            let weight = leaf(WEIGHT, 2, device).require_grad();
+            let second = leaf([5, 4, 2, 2], 3, device).require_grad();
+            let bias = leaf([4], 4, device).require_grad();
+            let y = conv(x.clone(), weight.clone(), Some(bias.clone()), options());
+            let z = conv(y.clone(), second.clone(), None, options());
+            let gradients = (z.clone().powi_scalar(2).sum() + y.clone().sum()).backward();
+            [
+                values(y),
+                values(z),
+                values(x.grad(&gradients).unwrap()),
+                values(weight.grad(&gradients).unwrap()),
+                values(second.grad(&gradients).unwrap()),
+                values(bias.grad(&gradients).unwrap()),
+            ]
+        };
+        let plain = device.clone().autodiff();
+        let balanced = plain.clone().gradient_checkpointing();
+        let expected = run(theirs, &plain);
+        assert!(expected[0].contains(&0.0), "the activation does something");
+        for device in [plain, balanced] {
+            for (i, (got, expected)) in run(ours, &device).iter().zip(&expected).enumerate() {
+                assert_close(got, expected, 1e-4, format!("result {i} on {device:?}"));
+            }
+        }
+
+        let mut x = random(X.iter().product(), 1);
+        x[17] = f64::NAN;
+        let finite = |conv: Conv| {
+            let x: Tensor<4> = tensor(&x, X, &device, DType::F32);
+            values(conv(x, leaf(WEIGHT, 2, &device), None, options()))
+                .into_iter()
+                .map(f64::is_nan)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(finite(ours), finite(MEC), "{device:?}");
     }
 }
 

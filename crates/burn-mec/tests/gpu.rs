@@ -115,7 +115,7 @@ fn without_fusion() {
     let bias = upload(problem.bias_values().expect("it has one"), &[g.channels_out]);
     let dy = upload(problem.dy(), &g.output_shape());
     let s = Settings::default();
-    let y = CubeBackend::mec_conv2d(x.clone(), weight.clone(), Bias::PerChannel(bias), g, s);
+    let y = CubeBackend::mec_conv2d(x.clone(), weight.clone(), Bias::PerChannel(bias), None, g, s);
     testing::assert_same(&problem, "y", &read(y), &expected.y);
     let dx = CubeBackend::mec_conv2d_input_gradient(dy.clone(), weight, g, s);
     testing::assert_same(&problem, "dx", &read(dx), &expected.dx);

@@ -43,7 +43,7 @@ fn no_workspace_is_reserved() {
     type Run<'a> = &'a dyn Fn() -> FloatTensor<CubeBackend>;
     let passes: [(Run, _, _); 3] = [
         (
-            &|| CubeBackend::mec_conv2d(x.clone(), weight.clone(), Bias::Absent, g, s),
+            &|| CubeBackend::mec_conv2d(x.clone(), weight.clone(), Bias::Absent, None, g, s),
             g.output_shape(),
             0,
         ),

@@ -8,6 +8,8 @@ mod common;
 
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Gradients, Tensor};
+use burn_mec::Activation;
+use burn_mec::module::conv2d_with_activation;
 use common::{MEC, devices};
 use mec_core::catalogue::layer;
 use mec_core::{Geometry, Pass, Plan, Settings, WORKSPACE_PER_THREAD};
@@ -65,6 +67,19 @@ impl Conv {
         measure(|| {
             let bias = Some(self.bias.clone());
             MEC(self.x.clone(), self.weight.clone(), bias, self.options.clone())
+        })
+    }
+
+    fn activated(&self) -> (Tensor<4>, MemoryUse) {
+        measure(|| {
+            conv2d_with_activation(
+                self.x.clone(),
+                self.weight.clone(),
+                Some(self.bias.clone()),
+                self.options.clone(),
+                Some(Activation::Relu),
+                Settings::default(),
+            )
         })
     }
 
@@ -127,6 +142,14 @@ fn the_promise(name: &str, device: &Device) {
     check(&format!("{at}: tracked forward"), (memory.peak - conv.y_bytes()) as isize, forward);
     let kept = memory.retained - conv.y_bytes() as isize;
     check(&format!("{at}: kept for backward"), kept, ALLOWANCE);
+
+    // The activated output is the graph's and the caller's, and there is no other.
+    let (activated, memory) = conv.activated();
+    assert_eq!(activated.dims(), geometry.output_shape());
+    check(&format!("{at}: activated"), (memory.peak - conv.y_bytes()) as isize, forward);
+    let kept = memory.retained - conv.y_bytes() as isize;
+    check(&format!("{at}: activated, kept for backward"), kept, ALLOWANCE);
+    drop(activated);
 
     // Burn makes the gradient in the output, ones of its shape.
     let (gradients, memory) = measure(|| y.backward());

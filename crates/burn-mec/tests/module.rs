@@ -10,7 +10,7 @@ use burn::store::ModuleRecord;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
 use burn_mec::nn::conv::{Conv2d, Conv2dConfig};
-use burn_mec::{Algorithm, Settings};
+use burn_mec::{Activation, Algorithm, Settings};
 use common::{
     MEC, assert_close, configs, devices, panic_message, random, tensor, values, weights_of,
 };
@@ -72,11 +72,14 @@ fn configurations_load_into_each_other() {
 fn added_fields_survive_a_file() {
     let config = Conv2dConfig::new([3, 8], [3, 3])
         .with_algorithm(Algorithm::Paper)
-        .with_workspace_limit(Some(1 << 16));
+        .with_workspace_limit(Some(1 << 16))
+        .with_activation(Some(Activation::Relu));
     let loaded: Conv2dConfig = serde_json::from_str(&config.to_string()).unwrap();
     assert_eq!(loaded.algorithm, Algorithm::Paper);
     assert_eq!(loaded.workspace_limit, Some(1 << 16));
+    assert_eq!(loaded.activation, Some(Activation::Relu));
     let conv = loaded.init(&devices()[0]);
+    assert_eq!(conv.activation, Some(Activation::Relu));
     assert_eq!(conv.algorithm, Algorithm::Paper);
     assert_eq!(conv.workspace_limit, Some(1 << 16));
 }
@@ -90,14 +93,31 @@ fn display_equals_burns() {
         assert_eq!(ours.to_string(), theirs.to_string());
     }
     let conv = Conv2dConfig::new([5, 1], [5, 5])
+        .with_activation(Some(Activation::Relu))
         .with_algorithm(Algorithm::Strip)
         .with_workspace_limit(Some(4096))
         .init(device);
     assert_eq!(
         conv.to_string(),
         "Conv2d {ch_in: 5, ch_out: 1, stride: [1, 1], kernel_size: [5, 5], dilation: [1, 1], \
-         groups: 1, padding: Valid, algorithm: Strip, workspace_limit: 4096, params: 126}"
+         groups: 1, padding: Valid, activation: Relu, algorithm: Strip, workspace_limit: 4096, params: 126}"
     );
+}
+
+/// Burn's module has no place for it, and without it would compute something else.
+#[test]
+fn an_activation_does_not_get_lost() {
+    let config = Conv2dConfig::new([3, 8], [3, 3]).with_activation(Some(Activation::Relu));
+    let conv = config.init(&devices()[0]);
+    let messages = [
+        panic_message(|| burn_conv::Conv2dConfig::from(config.clone())),
+        panic_message(|| burn_conv::Conv2d::from(conv.clone())),
+    ];
+    for message in messages {
+        assert!(message.contains("no activation") && message.contains("Relu"), "{message}");
+    }
+    let without = Conv2d { activation: None, ..conv };
+    assert_eq!(burn_conv::Conv2d::from(without).weight.dims(), [8, 3, 3, 3]);
 }
 
 /// Our module and Burn's inside a model, as users have them.

@@ -118,7 +118,7 @@ where
         bias: Bias<Self>,
         geometry: Geometry,
     ) -> FloatTensor<Self> {
-        differentiable(x, weight, bias, geometry, Settings::default(), |x, weight, bias| {
+        differentiable(x, weight, bias, None, geometry, Settings::default(), |x, weight, bias| {
             B::im2col_conv2d(x, weight, bias, geometry)
         })
     }

@@ -11,6 +11,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, TensorData};
 use mec_core::{Error, Geometry, Settings, View};
 
+use crate::Activation;
 use crate::ops::{Bias, Conv2dBackend, Conv2dGradients};
 
 /// A backend whose tensors lie in memory.
@@ -68,6 +69,7 @@ impl<B: CpuBackend> Conv2dBackend for B {
         x: FloatTensor<B>,
         weight: FloatTensor<B>,
         bias: Bias<B>,
+        activation: Option<Activation>,
         geometry: Geometry,
         settings: Settings,
     ) -> FloatTensor<B> {
@@ -81,7 +83,11 @@ impl<B: CpuBackend> Conv2dBackend for B {
             DType::F64 => forward::<B, f64>(&x, &weight, bias.as_ref(), &geometry, &settings),
             _ => forward::<B, f32>(&x, &weight, bias.as_ref(), &geometry, &settings),
         };
-        cast::<B>(y, dtype)
+        let y = cast::<B>(y, dtype);
+        match activation {
+            Some(activation) => activation.apply::<B>(y),
+            None => y,
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::module::conv2d_with_settings;
-use crate::{Algorithm, Settings};
+use crate::module::conv2d_with_activation;
+use crate::{Activation, Algorithm, Settings};
 
 /// Configuration of a [`Conv2d`]: that of Burn's, plus how the convolution is computed.
 ///
@@ -36,6 +36,9 @@ pub struct Conv2dConfig {
     pub bias: bool,
     /// How the parameters are initialised.
     pub initializer: Initializer,
+    /// What is applied to the output.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub activation: Option<Activation>,
     /// Which implementation computes the convolution.
     #[serde(default, skip_serializing_if = "is_default")]
     pub algorithm: Algorithm,
@@ -92,6 +95,15 @@ impl Conv2dConfig {
         self
     }
 
+    /// Sets what is applied to the output, as part of the convolution. Defaults to `None`.
+    ///
+    /// It replaces the activation that would follow as a layer, and with it the memory for the output
+    /// before the activation, which Burn keeps for the backward pass.
+    pub fn with_activation(mut self, activation: Option<Activation>) -> Self {
+        self.activation = activation;
+        self
+    }
+
     /// Sets the implementation. Defaults to [`Algorithm::Auto`].
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
@@ -113,8 +125,9 @@ impl Conv2dConfig {
     ///
     /// If one of the channels is not divisible by the number of groups.
     pub fn init(&self, device: &Device) -> Conv2d {
-        let conv = burn_conv::Conv2dConfig::from(self.clone()).init(device);
+        let conv = burn_conv::Conv2dConfig::from(self.clone().with_activation(None)).init(device);
         Conv2d {
+            activation: self.activation,
             algorithm: self.algorithm,
             workspace_limit: self.workspace_limit,
             ..Conv2d::from(conv)
@@ -151,6 +164,7 @@ impl From<burn_conv::Conv2dConfig> for Conv2dConfig {
             padding,
             bias,
             initializer,
+            activation: None,
             algorithm: Algorithm::default(),
             workspace_limit: None,
         }
@@ -158,8 +172,13 @@ impl From<burn_conv::Conv2dConfig> for Conv2dConfig {
 }
 
 /// Leaves out how the convolution is computed.
+///
+/// # Panics
+///
+/// If there is an activation, which Burn's has not.
 impl From<Conv2dConfig> for burn_conv::Conv2dConfig {
     fn from(config: Conv2dConfig) -> Self {
+        assert_no_activation(config.activation);
         Self {
             channels: config.channels,
             kernel_size: config.kernel_size,
@@ -194,6 +213,9 @@ pub struct Conv2d {
     /// The padding configuration.
     #[module(skip)]
     pub padding: PaddingConfig2d,
+    /// What is applied to the output.
+    #[module(skip)]
+    pub activation: Option<Activation>,
     /// Which implementation computes the convolution.
     #[module(skip)]
     pub algorithm: Algorithm,
@@ -203,7 +225,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Convolves `input`.
+    /// Convolves `input`, and applies the activation if there is one.
     ///
     /// See [`conv2d`](crate::module::conv2d).
     ///
@@ -227,7 +249,7 @@ impl Conv2d {
         // would give others.
         let weight = self.weight.val();
         let bias = self.bias.as_ref().map(|bias| bias.val());
-        conv2d_with_settings(input, weight, bias, options, settings)
+        conv2d_with_activation(input, weight, bias, options, self.activation, settings)
     }
 
     /// Zeros (before, after) an input of this size, vertically and horizontally.
@@ -269,6 +291,9 @@ impl ModuleDisplay for Conv2d {
             .add_debug_attribute("dilation", &self.dilation)
             .add_debug_attribute("groups", &self.groups)
             .add_debug_attribute("padding", &self.padding);
+        if let Some(activation) = self.activation {
+            content = content.add_debug_attribute("activation", &activation);
+        }
         if !is_default(&self.algorithm) {
             content = content.add_debug_attribute("algorithm", &self.algorithm);
         }
@@ -291,6 +316,7 @@ impl From<burn_conv::Conv2d> for Conv2d {
             dilation,
             groups,
             padding,
+            activation: None,
             algorithm: Algorithm::default(),
             workspace_limit: None,
         }
@@ -298,8 +324,13 @@ impl From<burn_conv::Conv2d> for Conv2d {
 }
 
 /// Leaves out how the convolution is computed.
+///
+/// # Panics
+///
+/// If there is an activation, which Burn's has not.
 impl From<Conv2d> for burn_conv::Conv2d {
     fn from(conv: Conv2d) -> Self {
+        assert_no_activation(conv.activation);
         Self {
             weight: conv.weight,
             bias: conv.bias,
@@ -310,4 +341,11 @@ impl From<Conv2d> for burn_conv::Conv2d {
             padding: conv.padding,
         }
     }
+}
+
+fn assert_no_activation(activation: Option<Activation>) {
+    assert!(
+        activation.is_none(),
+        "Burn's Conv2d has no activation: set it to None and apply {activation:?} after the layer"
+    );
 }

@@ -2,18 +2,20 @@
 //!
 //! Each gradient needs one of the other operands: the input's needs the weight, the weight's needs
 //! the input, the bias's needs neither. So an operand is kept for the backward pass only if its
-//! opposite is tracked, and the bias and the lowered matrix never are.
+//! opposite is tracked, and the bias and the lowered matrix never are. With an activation the output is kept
+//! too, as it is after it.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend};
 use mec_core::{Geometry, Settings};
 
 use super::{Bias, Conv2dBackend, Conv2dGradients};
+use crate::Activation;
 
 impl<B, C> Conv2dBackend for Autodiff<B, C>
 where
@@ -24,11 +26,12 @@ where
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Bias<Self>,
+        activation: Option<Activation>,
         geometry: Geometry,
         settings: Settings,
     ) -> FloatTensor<Self> {
-        differentiable(x, weight, bias, geometry, settings, |x, weight, bias| {
-            B::mec_conv2d(x, weight, bias, geometry, settings)
+        differentiable(x, weight, bias, activation, geometry, settings, |x, weight, bias| {
+            B::mec_conv2d(x, weight, bias, activation, geometry, settings)
         })
     }
 }
@@ -37,11 +40,13 @@ where
 /// [`Conv2dGradients`]: for implementations of the forward pass other than
 /// [`Conv2dBackend::mec_conv2d`].
 ///
-/// `forward` is given `x`, `weight` and `bias`, and returns a tensor of the geometry's output shape.
+/// `forward` is given `x`, `weight` and `bias`, and returns a tensor of the geometry's output shape, with the
+/// activation applied.
 pub fn differentiable<B, C>(
     x: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
     bias: Bias<Autodiff<B, C>>,
+    activation: Option<Activation>,
     geometry: Geometry,
     settings: Settings,
     forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>, Bias<B>) -> FloatTensor<B>,
@@ -56,13 +61,13 @@ where
         Bias::Absent => {
             let parents = [node_x, node_weight];
             let forward = |x, weight| forward(x, weight, Bias::Absent);
-            record::<B, C, 2>(parents, x, weight, geometry, settings, forward)
+            record::<B, C, 2>(parents, x, weight, activation, geometry, settings, forward)
         }
         Bias::PerChannel(bias) => {
             let (bias, node_bias) = bias.into_parts();
             let parents = [node_x, node_weight, node_bias];
             let forward = |x, weight| forward(x, weight, Bias::PerChannel(bias));
-            record::<B, C, 3>(parents, x, weight, geometry, settings, forward)
+            record::<B, C, 3>(parents, x, weight, activation, geometry, settings, forward)
         }
     }
 }
@@ -72,6 +77,7 @@ fn record<B, C, const N: usize>(
     parents: [NodeGuard; N],
     x: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
+    activation: Option<Activation>,
     geometry: Geometry,
     settings: Settings,
     forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
@@ -83,14 +89,17 @@ where
     let step = Backward::<B, N>::prepare::<C>(Conv2dBackward, parents);
     match step.compute_bound().stateful() {
         OpsKind::Tracked(mut step) => {
+            let kept_x = weight.is_tracked().then(|| step.checkpoint(&x));
+            let kept_weight = x.is_tracked().then(|| step.checkpoint(&weight));
+            let y = forward(x.into_primitive(), weight.into_primitive());
             let kept = Kept {
-                x: weight.is_tracked().then(|| step.checkpoint(&x)),
-                weight: x.is_tracked().then(|| step.checkpoint(&weight)),
+                x: kept_x,
+                weight: kept_weight,
+                activated: activation.map(|activation| (activation, y.clone())),
                 geometry,
                 settings,
             };
-            let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            step.finish(kept, forward(x, weight))
+            step.finish(kept, y)
         }
         OpsKind::UnTracked(step) => {
             let (x, weight) = (x.into_primitive(), weight.into_primitive());
@@ -102,9 +111,11 @@ where
 /// What the backward pass needs. Tensors are named by their node, whose value the checkpointer
 /// holds or recomputes; every one that is named is retrieved exactly once.
 #[derive(Debug, Clone)]
-struct Kept {
+struct Kept<B: Backend> {
     x: Option<NodeId>,
     weight: Option<NodeId>,
+    /// The activation and its output.
+    activated: Option<(Activation, FloatTensor<B>)>,
     geometry: Geometry,
     settings: Settings,
 }
@@ -114,16 +125,20 @@ struct Kept {
 struct Conv2dBackward;
 
 impl<B: Conv2dGradients, const N: usize> Backward<B, N> for Conv2dBackward {
-    type State = Kept;
+    type State = Kept<B>;
 
     fn backward(
         self,
-        ops: Ops<Kept, N>,
+        ops: Ops<Kept<B>, N>,
         gradients: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let Kept { x, weight, geometry, settings } = ops.state;
+        let Kept { x, weight, activated, geometry, settings } = ops.state;
         let dy = gradients.consume::<B>(&ops.node);
+        let dy = match activated {
+            Some((activation, y)) => activation.gradient::<B>(y, dy),
+            None => dy,
+        };
         let tracked = |parent: usize| ops.parents.get(parent)?.as_ref().map(|node| node.id);
         let mut value = |node: Option<NodeId>| -> FloatTensor<B> {
             let node = node.expect("an operand is kept whenever its opposite is tracked");
@@ -184,6 +199,7 @@ mod tests {
                 x.clone(),
                 weight.clone(),
                 Bias::PerChannel(bias.clone()),
+                None,
                 geometry,
                 Settings::default(),
             );

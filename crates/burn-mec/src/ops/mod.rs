@@ -25,6 +25,8 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::Shape;
 use mec_core::{Geometry, Settings};
 
+use crate::Activation;
+
 /// What is added to each output channel.
 // An enum of our own, because Burn's dispatch passes no `Option` of a tensor to an extension.
 #[derive(ExtensionType)]
@@ -45,7 +47,7 @@ pub enum Bias<B: Backend> {
     Autodiff
 )]
 pub trait Conv2dBackend: Backend {
-    /// The convolution of `x`, as a tensor of the geometry's output shape.
+    /// The convolution of `x` and its activation, as a tensor of the geometry's output shape.
     ///
     /// # Panics
     ///
@@ -55,12 +57,14 @@ pub trait Conv2dBackend: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: Bias<Self>,
+        activation: Option<Activation>,
         geometry: Geometry,
         settings: Settings,
     ) -> FloatTensor<Self>;
 }
 
-/// The gradients of [`Conv2dBackend::mec_conv2d`], where `dy` is the gradient in its result.
+/// The gradients of [`Conv2dBackend::mec_conv2d`], where `dy` is the gradient in its result before
+/// the activation.
 ///
 /// A trait of its own because gradients are not differentiated again.
 ///

@@ -31,6 +31,7 @@ use burn_cubecl::kernel::conv::{conv_data_backward, conv_forward, conv_weight_ba
 use burn_cubecl::tensor::CubeTensor;
 use mec_core::{Algorithm, Geometry, Settings};
 
+use crate::Activation;
 use crate::ops::{Bias, Conv2dBackend, Conv2dGradients};
 use launch::elem;
 
@@ -39,6 +40,7 @@ impl Conv2dBackend for CubeBackend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Bias<Self>,
+        activation: Option<Activation>,
         geometry: Geometry,
         settings: Settings,
     ) -> FloatTensor<Self> {
@@ -46,13 +48,17 @@ impl Conv2dBackend for CubeBackend {
             Bias::Absent => None,
             Bias::PerChannel(bias) => Some(bias),
         };
-        match choose(&x, &geometry, &settings) {
+        let y = match choose(&x, &geometry, &settings) {
             Choice::Strip => done(launch::forward(x, weight, bias, &geometry)),
             Choice::Paper => done(paper::forward(x, weight, bias, &geometry, &settings)),
             Choice::Burn => {
                 conv_forward::<2>(x, weight, bias, options(&geometry), Default::default())
                     .unwrap_or_else(|error| panic!("conv2d: {error:?}"))
             }
+        };
+        match activation {
+            Some(activation) => activation.apply::<Self>(y),
+            None => y,
         }
     }
 }

@@ -337,7 +337,8 @@ pub(super) fn weight_gradient_tile(
                         }
                         for run in [1, 2, 3, 4] {
                             tile.run = run;
-                            tile.rest = shape[2] % run > 0 || problem.width.output % shape[2] > 0;
+                            tile.rest = !shape[2].is_multiple_of(run)
+                                || !problem.width.output.is_multiple_of(shape[2]);
                             let (time, splits) = problem.gradient_time(&tile, &costs, device, fit);
                             if best.as_ref().is_none_or(|(least, _)| time < *least) {
                                 best = Some((time, (tile, splits)));
