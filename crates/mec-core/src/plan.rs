@@ -98,6 +98,7 @@ impl Plan {
         }
         let kernel = Kernel::<T>::best();
         let work = Work::new(kernel, geometry, pass, settings, Layout::CONTIGUOUS)?;
+        plan.algorithm = work.algorithm();
         plan.threads = work.threads;
         plan.workspace_bytes = work.workspace_bytes;
         plan.pieces = work.pieces();

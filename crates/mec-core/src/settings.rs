@@ -6,17 +6,23 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Algorithm {
-    /// The fastest one for the problem. On the CPU that is always [`Algorithm::Strip`].
+    /// The fastest one for the problem. On the CPU that is [`Algorithm::Winograd`] or
+    /// [`Algorithm::Strip`].
     #[default]
     Auto,
     /// MEC by strips: the lowered matrix exists one packed panel at a time.
     Strip,
+    /// Winograd's minimal filtering F(2x2, 3x3) on panels like those of [`Algorithm::Strip`]: half the
+    /// multiply-adds or fewer for kernels of 3 x 3 and more (at a stride: from 7 x 7 on). Forward pass
+    /// and input gradient, where it applies; what it does not apply to, and a call whose result is not
+    /// finite, is computed by [`Algorithm::Strip`].
+    Winograd,
     /// MEC as published (Cho & Brand, ICML 2017, Algorithm 2): the whole lowered matrix, then one
     /// GEMM for each window. Forward only; the gradients are those of [`Algorithm::Strip`].
     Paper,
 }
 
-/// How to run a problem; results do not depend on any of it beyond rounding of [`Algorithm::Paper`].
+/// How to run a problem; results do not depend on any of it beyond rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Settings {
     /// Which implementation to use.

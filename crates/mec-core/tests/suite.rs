@@ -5,12 +5,17 @@ use mec_core::testing::{
     Expected, Layout, Problem, Strided, any_problem, assert_same, expected, problems,
 };
 use mec_core::{
-    Algorithm, ConvOptions, Element, Error, Footprint, Geometry, Settings, View, bias_gradient,
-    forward, im2col, input_gradient, reference, weight_bias_gradient, weight_gradient,
+    Algorithm, ConvOptions, Element, Error, Footprint, Geometry, Pass, Plan, Settings, View,
+    bias_gradient, forward, im2col, input_gradient, reference, weight_bias_gradient,
+    weight_gradient,
 };
 use proptest::test_runner::{Config, TestRunner};
 
 const AUTO: Settings = Settings { algorithm: Algorithm::Auto, workspace_limit: None };
+
+/// What sums plainly, and what multiplies less, wherever it can be.
+const PLAIN: Settings = Settings { algorithm: Algorithm::Strip, workspace_limit: None };
+const WINOGRAD: Settings = Settings { algorithm: Algorithm::Winograd, workspace_limit: None };
 
 /// The four tensors of a problem that a pass reads.
 struct Data<T> {
@@ -61,7 +66,7 @@ fn assert_all_same<T: Element>(problem: &Problem, got: &Expected<T>, expected: &
 fn check<T: Element + From<i8>>(problem: &Problem) {
     let expected = expected::<T>(problem);
     let data = Data::new(problem, Layout::Contiguous);
-    for algorithm in [Algorithm::Auto, Algorithm::Strip, Algorithm::Paper] {
+    for algorithm in [Algorithm::Auto, Algorithm::Strip, Algorithm::Winograd, Algorithm::Paper] {
         let settings = Settings { algorithm, workspace_limit: None };
         let got = all_passes(problem, &settings, &data)
             .unwrap_or_else(|error| panic!("{problem:?}: {algorithm:?}: {error}"));
@@ -79,7 +84,8 @@ fn forwards<T: Element>(g: &Geometry, data: &Data<T>) -> Vec<(&'static str, Vec<
     let (x, weight, bias) = (&data.x.view(), &data.weight.view(), data.bias.as_deref());
     let paper = |solution| paper::forward(g, solution, x, weight, bias);
     let mut outputs = vec![
-        ("the engine", forward(g, &AUTO, x, weight, bias)),
+        ("the engine", forward(g, &PLAIN, x, weight, bias)),
+        ("the engine, multiplying less", forward(g, &WINOGRAD, x, weight, bias)),
         ("the paper", paper(None)),
         ("the paper, Solution B", paper(Some(Solution::B))),
         ("im2col", im2col::forward(g, x, weight, bias)),
@@ -209,7 +215,6 @@ fn f64_is_accurate_to_1e_12() {
         let data = rough_data::<f64>(&problem);
         let g = problem.geometry();
         let (x, weight, dy) = (data.x.view(), data.weight.view(), data.dy.view());
-        let got = all_passes(&problem, &AUTO, &data).unwrap();
         let close = |what: &str, got: &[f64], expected: &[f64]| {
             assert_eq!(got.len(), expected.len(), "{problem:?}: {what}");
             let largest = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
@@ -219,12 +224,48 @@ fn f64_is_accurate_to_1e_12() {
                 assert!(near, "{problem:?}: {what}[{i}] is {got}, expected {expected}");
             }
         };
-        close("y", &got.y, &reference::forward(&g, &x, &weight, data.bias.as_deref()));
-        close("dx", &got.dx, &reference::input_gradient(&g, &dy, &weight));
-        close("dw", &got.dw, &reference::weight_gradient(&g, &x, &dy));
         let db = reference::bias_gradient(&g, &dy);
-        close("db", &got.db, &db);
+        for settings in [PLAIN, WINOGRAD] {
+            let got = all_passes(&problem, &settings, &data).unwrap();
+            close("y", &got.y, &reference::forward(&g, &x, &weight, data.bias.as_deref()));
+            close("dx", &got.dx, &reference::input_gradient(&g, &dy, &weight));
+            close("dw", &got.dw, &reference::weight_gradient(&g, &x, &dy));
+            close("db", &got.db, &db);
+        }
         close("db alone", &bias_gradient(&g, &dy).unwrap(), &db);
+    }
+}
+
+/// Fewer multiplications are not bought with accuracy: against f64, no more than twice the plain sum's
+/// error, which has nine times as many terms for each of them.
+#[test]
+fn winograd_rounds_like_the_plain_sum() {
+    for (channels, kernel, stride) in [(16, 3, 1), (128, 3, 1), (32, 5, 1), (8, 7, 2), (4, 11, 4)] {
+        let input = [1, channels, 24, 24];
+        let options = ConvOptions { stride: [stride; 2], ..ConvOptions::default() };
+        let g = Geometry::new(input, [16, channels, kernel, kernel], &options).unwrap();
+        let len = |shape: [usize; 4]| shape.iter().product();
+        let x = rough::<f32>(len(input), 1);
+        let weight = rough::<f32>(len(g.weight_shape()), 2);
+        let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<_>>();
+        let (wide_x, wide_weight) = (wide(&x), wide(&weight));
+        let exact = reference::forward(
+            &g,
+            &View::contiguous(&wide_x, input).unwrap(),
+            &View::contiguous(&wide_weight, g.weight_shape()).unwrap(),
+            None,
+        );
+        let error = |settings: &Settings| {
+            let x = View::contiguous(&x, input).unwrap();
+            let weight = View::contiguous(&weight, g.weight_shape()).unwrap();
+            let y = forward(&g, settings, &x, &weight, None).unwrap();
+            let squares = y.iter().zip(&exact).map(|(y, exact)| (f64::from(*y) - exact).powi(2));
+            (squares.sum::<f64>() / exact.len() as f64).sqrt()
+        };
+        let (plain, winograd) = (error(&PLAIN), error(&WINOGRAD));
+        assert!(winograd > 0.0 && winograd <= 2.0 * plain, "{input:?}: {winograd} and {plain}");
+        let plan = Plan::new::<f32>(&g, Pass::Forward, &WINOGRAD).unwrap();
+        assert_eq!(plan.algorithm, Algorithm::Winograd);
     }
 }
 
@@ -234,12 +275,15 @@ fn results_do_not_depend_on_the_number_of_threads() {
     for problem in problems() {
         let data = rough_data::<f32>(&problem);
         let (g, dy) = (problem.geometry(), data.dy.view());
-        let run = || (all_passes(&problem, &AUTO, &data).unwrap(), bias_gradient(&g, &dy).unwrap());
-        let mut results = pools.iter().map(|pool| pool.install(run));
-        let (first, first_db) = results.next().unwrap();
-        for (other, db) in results {
-            assert_all_same(&problem, &other, &first);
-            assert_same(&problem, "db alone", &db, &first_db);
+        for settings in [AUTO, PLAIN, WINOGRAD] {
+            let all = || all_passes(&problem, &settings, &data).unwrap();
+            let run = || (all(), bias_gradient(&g, &dy).unwrap());
+            let mut results = pools.iter().map(|pool| pool.install(run));
+            let (first, first_db) = results.next().unwrap();
+            for (other, db) in results {
+                assert_all_same(&problem, &other, &first);
+                assert_same(&problem, "db alone", &db, &first_db);
+            }
         }
     }
 }
@@ -273,14 +317,17 @@ fn what_is_not_finite_spreads_as_in_the_reference() {
             // Where a tensor that slides over padding is not finite, padding takes part: that is
             // the next test's.
             let weights = if padded { vec![&finite_weight] } else { vec![&finite_weight, &weight] };
-            for weight in weights {
-                let got = forward(&g, &AUTO, &x.view(), &weight.view(), bias.as_deref()).unwrap();
-                let want = reference::forward(&g, &x.view(), &weight.view(), bias.as_deref());
-                assert_same(&problem, "y", &got, &want);
+            for settings in [PLAIN, WINOGRAD] {
+                for &weight in &weights {
+                    let (x, weight, bias) = (x.view(), weight.view(), bias.as_deref());
+                    let got = forward(&g, &settings, &x, &weight, bias).unwrap();
+                    assert_same(&problem, "y", &got, &reference::forward(&g, &x, &weight, bias));
+                }
+                let (dy, weight) = (dy.view(), finite_weight.view());
+                let got = input_gradient(&g, &settings, &dy, &weight).unwrap();
+                let want = reference::input_gradient(&g, &dy, &weight);
+                assert_same(&problem, "dx", &got, &want);
             }
-            let got = input_gradient(&g, &AUTO, &dy.view(), &finite_weight.view()).unwrap();
-            let want = reference::input_gradient(&g, &dy.view(), &finite_weight.view());
-            assert_same(&problem, "dx", &got, &want);
             let dys = if padded { vec![&finite_dy] } else { vec![&finite_dy, &dy] };
             for dy in dys {
                 let (dw, db) = weight_bias_gradient(&g, &AUTO, &x.view(), &dy.view()).unwrap();

@@ -191,7 +191,7 @@ fn transposed(r: [__m256; 8]) -> [__m256; 8] {
 /// Transposes 4 x 4 in each half of four rows.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn quads([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+pub(super) fn quads([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
     let low = [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)];
     let high = [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)];
     [

@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 const MAX_REGISTERS: usize = 4;
 
 /// Rows ahead of the one being packed that memory is asked for.
-const AHEAD: usize = 16;
+pub(super) const AHEAD: usize = 16;
 
 /// A run of columns to pack: the same lanes of some rows of every channel in a panel.
 ///

@@ -19,6 +19,7 @@ mod rows;
 mod simd;
 mod tile;
 mod transpose;
+mod winograd;
 
 pub(crate) use lanes::{OutRun, Pack, Scatter};
 pub(crate) use outer::{Outer, STEPS, Stretch};
@@ -26,6 +27,9 @@ pub(crate) use rows::{Plane, RowSums, Rows, Window};
 pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
+pub(crate) use winograd::{
+    POSITIONS, PackTiles, SIDE, TransformInputs, TransformOutputs, TransformWeights,
+};
 
 use simd::Isa;
 use std::ops::Range;
@@ -104,6 +108,10 @@ pub(crate) struct Kernel<T: 'static> {
     transpose: unsafe fn(&Transpose<T>),
     pack: unsafe fn(&Pack<T>),
     scatter: unsafe fn(&Scatter<T>),
+    pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
+    transform_inputs: unsafe fn(&TransformInputs<T>),
+    transform_weights: unsafe fn(&TransformWeights<T>),
+    transform_outputs: unsafe fn(&TransformOutputs<T>) -> bool,
 }
 
 impl<T: Vector> Kernel<T> {
@@ -124,12 +132,19 @@ impl<T: Vector> Kernel<T> {
         }
         #[cfg(target_arch = "aarch64")]
         if pulp::aarch64::Neon::try_new().is_some() {
-            let moves: simd::Moves<T> = (transpose::plain, lanes::pack::<T, simd::Neon>);
-            kernels.push(const { &Self::new::<simd::Neon, 8, 6, 4>("NEON", SIZES_32, moves) });
+            kernels.push(
+                const {
+                    &Self::new::<simd::Neon, 8, 6, 4>(
+                        "NEON",
+                        SIZES_32,
+                        simd::Moves::plain::<simd::Neon>(),
+                    )
+                },
+            );
         }
         kernels.push(
             const {
-                let moves: simd::Moves<T> = (transpose::plain, lanes::pack::<T, simd::Portable>);
+                let moves = simd::Moves::plain::<simd::Portable>();
                 &Self::new::<simd::Portable, 4, 3, 2>("portable", PORTABLE, moves)
             },
         );
@@ -144,7 +159,7 @@ impl<T: Vector> Kernel<T> {
     const fn new<I: Isa, const R: usize, const FEWER: usize, const FEWEST: usize>(
         name: &'static str,
         sizes: Sizes,
-        (transpose, pack): simd::Moves<T>,
+        moves: simd::Moves<T>,
     ) -> Self {
         let Sizes { vectors, outer_vectors, panel_bytes, packed_rows, even_tiles } = sizes;
         Self {
@@ -187,9 +202,13 @@ impl<T: Vector> Kernel<T> {
             rows: rows::rows::<T, I>,
             row_sums: rows::row_sums::<T, I>,
             plane_sum: rows::plane_sum::<T, I>,
-            transpose,
-            pack,
+            transpose: moves.transpose,
+            pack: moves.pack,
             scatter: lanes::scatter::<T, I>,
+            transform_inputs: winograd::transform_inputs::<T, I>,
+            pack_tiles: moves.pack_tiles,
+            transform_weights: moves.transform_weights,
+            transform_outputs: winograd::transform_outputs::<T, I>,
         }
     }
 
@@ -299,5 +318,55 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn scatter(&self, scatter: &Scatter<T>) {
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { (self.scatter)(scatter) }
+    }
+
+    /// Whether [`Kernel::pack_tiles`] can be called.
+    pub fn packs_tiles(&self) -> bool {
+        self.pack_tiles.is_some()
+    }
+
+    /// Packs and transforms one run of tiles for all channels.
+    ///
+    /// # Panics
+    ///
+    /// Where [`Kernel::packs_tiles`] denies it.
+    ///
+    /// # Safety
+    ///
+    /// As [`PackTiles`] says.
+    pub unsafe fn pack_tiles(&self, p: &PackTiles<T>) {
+        let pack = self.pack_tiles.expect("asked for where it is there");
+        // SAFETY: the caller vouches for the run, this value for the CPU.
+        unsafe { pack(p) }
+    }
+
+    /// Transforms the inputs of tiles for Winograd's filtering, in place.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::transform_inputs`].
+    pub unsafe fn transform_inputs(&self, t: &TransformInputs<T>) {
+        // SAFETY: the caller vouches for the inputs, this value for the CPU.
+        unsafe { (self.transform_inputs)(t) }
+    }
+
+    /// Transforms the weights of an output for Winograd's filtering.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::transform_weights`].
+    pub unsafe fn transform_weights(&self, t: &TransformWeights<T>) {
+        // SAFETY: the caller vouches for the weights, this value for the CPU.
+        unsafe { (self.transform_weights)(t) }
+    }
+
+    /// Transforms sums of products into outputs, and says whether all are finite.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::transform_outputs`].
+    pub unsafe fn transform_outputs(&self, t: &TransformOutputs<T>) -> bool {
+        // SAFETY: the caller vouches for the sums, this value for the CPU.
+        unsafe { (self.transform_outputs)(t) }
     }
 }

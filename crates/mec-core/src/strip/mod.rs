@@ -18,17 +18,19 @@ mod engine;
 mod panel;
 mod strips;
 mod weight_gradient;
+mod winograd;
 mod workers;
 
 use crate::kernel::Kernel;
 use crate::plan::Piece;
-use crate::{Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD};
+use crate::{Algorithm, Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD};
 use blocks::Blocks;
 use buffer::Fresh;
 use correlation::Correlation;
 pub use correlation::Reach;
 use engine::{Job, Operands};
 use strips::{Strips, TileSize};
+use winograd::Winograd;
 
 /// What the thread pool may take of a thread's bound for its own jobs.
 const RESERVED: usize = 16 << 10;
@@ -66,6 +68,8 @@ impl Layout {
 enum Method {
     /// Correlations, each with its plan.
     Correlations(Vec<Job>),
+    /// One correlation with fewer multiplications, and the plain one for results that are not finite.
+    Winograd(Box<(Correlation, Winograd)>, Vec<Job>),
     /// The blocks of a weight gradient.
     Blocks(Box<(Correlation, Blocks)>),
     /// Planes, without workspace.
@@ -104,11 +108,11 @@ impl Work {
             }
             Pass::Forward => {
                 let correlations = vec![Correlation::forward(g, layout.rows_join, kernel.lanes)];
-                Self::correlations(kernel, pass, correlations, limit, threads)
+                Self::correlations(kernel, pass, correlations, settings, threads)
             }
             Pass::InputGradient => {
                 let correlations = Correlation::input_gradient(g, layout.rows_join, kernel.lanes);
-                Self::correlations(kernel, pass, correlations, limit, threads)
+                Self::correlations(kernel, pass, correlations, settings, threads)
             }
         }
     }
@@ -117,9 +121,10 @@ impl Work {
         kernel: &Kernel<T>,
         pass: Pass,
         correlations: Vec<Correlation>,
-        limit: usize,
+        settings: &Settings,
         threads: usize,
     ) -> Result<Self, Error> {
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX);
         let size = TileSize {
             lanes: kernel.lanes,
             vectors: kernel.vectors,
@@ -147,11 +152,29 @@ impl Work {
             };
             jobs.push((*c, strips));
         }
-        let worker = engine::worker_bytes::<T>(&jobs);
-        let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
+        let mut worker = engine::worker_bytes::<T>(&jobs);
+        let mut tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
+        let mut shared = shared;
+        let winograd = match (settings.algorithm, &correlations[..]) {
+            (Algorithm::Auto | Algorithm::Winograd, [c]) => {
+                let own = size_of::<(Correlation, Winograd)>();
+                let forced = settings.algorithm == Algorithm::Winograd;
+                Winograd::new(c, size, threads, each.saturating_sub(own), forced)
+            }
+            _ => None,
+        };
+        if let Some(plan) = winograd {
+            shared += size_of::<(Correlation, Winograd)>();
+            worker =
+                worker.max(plan.workspace_len() * size_of::<T>() + winograd::list_bytes(&plan));
+            tasks = tasks.max(plan.tasks(correlations[0].groups));
+        }
         let affordable = (limit.saturating_sub(shared) / worker).max(1);
         let threads = threads.min(tasks).min(affordable);
-        let method = Method::Correlations(jobs);
+        let method = match winograd {
+            Some(plan) => Method::Winograd(Box::new((correlations[0], plan)), jobs),
+            None => Method::Correlations(jobs),
+        };
         Ok(Self { method, threads, workspace_bytes: shared + threads * worker })
     }
 
@@ -177,10 +200,19 @@ impl Work {
         Ok(Self { method: Method::Blocks(Box::new((c, blocks))), threads, workspace_bytes })
     }
 
+    /// The algorithm that runs.
+    pub fn algorithm(&self) -> Algorithm {
+        match &self.method {
+            Method::Winograd(..) => Algorithm::Winograd,
+            _ => Algorithm::Strip,
+        }
+    }
+
     /// The pieces as a reader of the plan sees them.
     pub fn pieces(&self) -> Vec<Piece> {
         match &self.method {
             Method::Correlations(jobs) => jobs.iter().map(|(c, s)| s.piece(c)).collect(),
+            Method::Winograd(plan, _) => vec![plan.1.piece(&plan.0)],
             Method::Blocks(plan) => vec![plan.1.piece(&plan.0)],
             Method::Planes | Method::Zeros => Vec::new(),
         }
@@ -259,6 +291,11 @@ unsafe fn correlate<T: Element>(
     unsafe {
         match &work.method {
             Method::Correlations(jobs) => engine::run(kernel, jobs, &operands, work.threads),
+            Method::Winograd(plan, jobs) => {
+                if !winograd::run(kernel, &plan.0, &plan.1, &operands, work.threads) {
+                    engine::run(kernel, jobs, &operands, work.threads);
+                }
+            }
             _ => depthwise::run(kernel, g, gradient, &operands, work.threads),
         }
         y.finish()
@@ -336,12 +373,15 @@ mod tests {
                     let weight = of(problem.weights(), problem.weight);
                     let dy = of(problem.dy(), g.output_shape());
                     let (x, weight, dy) = (x.view(), weight.view(), dy.view());
-                    let settings = Settings::default();
                     let at = format!("{}: {problem:?}", kernel.name);
-                    let y = forward(kernel, &g, &settings, &x, &weight, None).unwrap();
-                    assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
-                    let dx = input_gradient(kernel, &g, &settings, &dy, &weight).unwrap();
-                    assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
+                    for algorithm in [Algorithm::Strip, Algorithm::Winograd] {
+                        let settings = Settings { algorithm, ..Settings::default() };
+                        let y = forward(kernel, &g, &settings, &x, &weight, None).unwrap();
+                        assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
+                        let dx = input_gradient(kernel, &g, &settings, &dy, &weight).unwrap();
+                        assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
+                    }
+                    let settings = Settings::default();
                     let (dw, db) = weight_gradient(kernel, &g, &settings, &x, &dy, true).unwrap();
                     assert_eq!(dw, reference::weight_gradient(&g, &x, &dy), "{at}");
                     assert_eq!(db.unwrap(), reference::bias_gradient(&g, &dy), "{at}");

@@ -40,7 +40,8 @@ impl<T: Copy> List<T> {
         Self { items: [MaybeUninit::uninit(); MAX_RUNS], len: 0 }
     }
 
-    fn push(&mut self, item: T) {
+    /// Adds an item; there is room for one for each lane and one more.
+    pub fn push(&mut self, item: T) {
         self.items[self.len].write(item);
         self.len += 1;
     }
@@ -238,7 +239,12 @@ pub(crate) unsafe fn pack<T: Vector>(
 
 /// Of `columns` (or rows) `first, first + step, ...`: how many come before `0..input`, and how many
 /// of the rest lie inside it.
-fn inside_columns(first: isize, step: usize, input: usize, columns: usize) -> (usize, usize) {
+pub(super) fn inside_columns(
+    first: isize,
+    step: usize,
+    input: usize,
+    columns: usize,
+) -> (usize, usize) {
     let step = step as isize;
     let reach = |to: isize| ((to - first).max(0) + step - 1) / step;
     let before = (reach(0) as usize).min(columns);

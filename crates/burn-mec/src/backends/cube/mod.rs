@@ -151,7 +151,8 @@ enum Choice {
 /// them. All else is ours.
 fn choose(x: &CubeTensor, geometry: &Geometry, settings: &Settings) -> Choice {
     match settings.algorithm {
-        Algorithm::Strip => Choice::Strip,
+        // There is no such kernel for the GPU.
+        Algorithm::Strip | Algorithm::Winograd => Choice::Strip,
         Algorithm::Paper => Choice::Paper,
         Algorithm::Auto => {
             let elem = elem(x.dtype);
