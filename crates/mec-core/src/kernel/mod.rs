@@ -28,7 +28,8 @@ pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
-    POSITIONS, PackTiles, SIDE, TransformInputs, TransformOutputs, TransformWeights,
+    Accumulate, Multiply, POSITIONS, PackTiles, SIDE, TransformGradients, TransformInputs,
+    TransformOutputs, TransformSums, TransformWeights,
 };
 
 use simd::Isa;
@@ -42,6 +43,9 @@ pub(crate) const MAX_CHANNELS: usize = 8;
 
 /// A forward micro-kernel of one size.
 type TileFn<T> = unsafe fn(&Tile<T>);
+
+/// The same of Winograd's filtering.
+type MultiplyFn<T> = unsafe fn(&Multiply<T>);
 
 /// What differs between instruction sets besides the width of a register.
 struct Sizes {
@@ -111,7 +115,13 @@ pub(crate) struct Kernel<T: 'static> {
     pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
     transform_inputs: unsafe fn(&TransformInputs<T>),
     transform_weights: unsafe fn(&TransformWeights<T>),
+    /// As `tiles`.
+    multiplies: [[MultiplyFn<T>; 4]; MAX_VECTORS],
     transform_outputs: unsafe fn(&TransformOutputs<T>) -> bool,
+    /// As `outers`.
+    accumulates: [unsafe fn(&Accumulate<T>); 4],
+    transform_gradients: unsafe fn(&TransformGradients<T>),
+    transform_sums: unsafe fn(&TransformSums<T>) -> bool,
 }
 
 impl<T: Vector> Kernel<T> {
@@ -208,7 +218,35 @@ impl<T: Vector> Kernel<T> {
             transform_inputs: winograd::transform_inputs::<T, I>,
             pack_tiles: moves.pack_tiles,
             transform_weights: moves.transform_weights,
+            multiplies: [
+                [
+                    winograd::multiply::<T, I, 1, R>,
+                    winograd::multiply::<T, I, 1, FEWER>,
+                    winograd::multiply::<T, I, 1, FEWEST>,
+                    winograd::multiply::<T, I, 1, 1>,
+                ],
+                [
+                    winograd::multiply::<T, I, 2, R>,
+                    winograd::multiply::<T, I, 2, FEWER>,
+                    winograd::multiply::<T, I, 2, FEWEST>,
+                    winograd::multiply::<T, I, 2, 1>,
+                ],
+                [
+                    winograd::multiply::<T, I, 3, R>,
+                    winograd::multiply::<T, I, 3, FEWER>,
+                    winograd::multiply::<T, I, 3, FEWEST>,
+                    winograd::multiply::<T, I, 3, 1>,
+                ],
+            ],
             transform_outputs: winograd::transform_outputs::<T, I>,
+            accumulates: [
+                winograd::accumulate::<T, I, 1>,
+                winograd::accumulate::<T, I, 2>,
+                winograd::accumulate::<T, I, 3>,
+                winograd::accumulate::<T, I, 4>,
+            ],
+            transform_gradients: winograd::transform_gradients::<T, I>,
+            transform_sums: winograd::transform_sums::<T, I>,
         }
     }
 
@@ -228,16 +266,20 @@ impl<T: Vector> Kernel<T> {
     ///
     /// As [`tile::tile`], `vectors` being `V` and [`Kernel::channels`] `R`.
     pub unsafe fn tile(&self, vectors: usize, tile: &Tile<T>) {
-        debug_assert!(tile.outputs >= 1 && tile.outputs <= self.channels);
+        // SAFETY: the caller vouches for the tile, this value for the CPU.
+        unsafe { self.tiles[vectors - 1][self.size(tile.outputs)](tile) }
+    }
+
+    /// Which of the sizes of tiles has `outputs` channels.
+    fn size(&self, outputs: usize) -> usize {
+        debug_assert!(outputs >= 1 && outputs <= self.channels);
         let [fewer, fewest] = self.smaller;
-        let size = match tile.outputs {
+        match outputs {
             1 => 3,
             n if n <= fewest => 2,
             n if n <= fewer => 1,
             _ => 0,
-        };
-        // SAFETY: the caller vouches for the tile, this value for the CPU.
-        unsafe { self.tiles[vectors - 1][size](tile) }
+        }
     }
 
     /// Copies the weights of one tile as `[channel][tap][Kernel::channels]`.
@@ -360,6 +402,16 @@ impl<T: Vector> Kernel<T> {
         unsafe { (self.transform_weights)(t) }
     }
 
+    /// Multiplies a strip of `vectors` registers of tiles with the weights of some outputs.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::multiply`], `vectors` being `V` and [`Kernel::channels`] `R`.
+    pub unsafe fn multiply(&self, vectors: usize, m: &Multiply<T>) {
+        // SAFETY: the caller vouches for the operands, this value for the CPU.
+        unsafe { self.multiplies[vectors - 1][self.size(m.outputs)](m) }
+    }
+
     /// Transforms sums of products into outputs, and says whether all are finite.
     ///
     /// # Safety
@@ -368,5 +420,35 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn transform_outputs(&self, t: &TransformOutputs<T>) -> bool {
         // SAFETY: the caller vouches for the sums, this value for the CPU.
         unsafe { (self.transform_outputs)(t) }
+    }
+
+    /// Multiplies some channels' inputs with `vectors` registers of gradients, and sums over tiles.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::accumulate`], `vectors` being `V`.
+    pub unsafe fn accumulate(&self, vectors: usize, a: &Accumulate<T>) {
+        // SAFETY: the caller vouches for the operands, this value for the CPU.
+        unsafe { (self.accumulates[vectors - 1])(a) }
+    }
+
+    /// Transforms the gradients of outputs.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::transform_gradients`].
+    pub unsafe fn transform_gradients(&self, t: &TransformGradients<T>) {
+        // SAFETY: the caller vouches for the gradients, this value for the CPU.
+        unsafe { (self.transform_gradients)(t) }
+    }
+
+    /// Transforms sums of products into a weight gradient, and says whether all of it is finite.
+    ///
+    /// # Safety
+    ///
+    /// As [`winograd::transform_sums`].
+    pub unsafe fn transform_sums(&self, t: &TransformSums<T>) -> bool {
+        // SAFETY: the caller vouches for the sums, this value for the CPU.
+        unsafe { (self.transform_sums)(t) }
     }
 }

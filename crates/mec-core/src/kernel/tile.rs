@@ -161,7 +161,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
 ///
 /// `V` vectors can be read at `panel` and an element at `at` from each of `weight`.
 #[inline(always)]
-unsafe fn step<T: Vector, S: Simd, const V: usize, const R: usize>(
+pub(super) unsafe fn step<T: Vector, S: Simd, const V: usize, const R: usize>(
     simd: S,
     acc: &mut [[T::Of<S>; V]; R],
     panel: *const T,

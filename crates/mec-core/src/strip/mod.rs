@@ -72,6 +72,8 @@ enum Method {
     Winograd(Box<(Correlation, Winograd)>, Vec<Job>),
     /// The blocks of a weight gradient.
     Blocks(Box<(Correlation, Blocks)>),
+    /// The same with fewer multiplications, and the plain ones for a result that is not finite.
+    WinogradBlocks(Box<(Correlation, winograd::Blocks, Blocks)>),
     /// Planes, without workspace.
     Planes,
     /// Zeros: there is nothing to sum.
@@ -98,13 +100,12 @@ impl Work {
     ) -> Result<Self, Error> {
         let threads = rayon::current_num_threads();
         let planes = Self { method: Method::Planes, threads, workspace_bytes: 0 };
-        let limit = settings.workspace_limit.unwrap_or(usize::MAX);
         match pass {
             Pass::BiasGradient => Ok(planes),
             _ if layout.columns_join && depthwise::applies(g) => Ok(planes),
             Pass::WeightGradient => {
                 let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                Self::blocks(kernel, c, limit, threads)
+                Self::blocks(kernel, c, settings, threads)
             }
             Pass::Forward => {
                 let correlations = vec![Correlation::forward(g, layout.rows_join, kernel.lanes)];
@@ -181,29 +182,47 @@ impl Work {
     fn blocks<T: Element>(
         kernel: &Kernel<T>,
         c: Correlation,
-        limit: usize,
+        settings: &Settings,
         threads: usize,
     ) -> Result<Self, Error> {
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX);
         if c.channels == 0 || c.outputs == 0 || c.batch == 0 {
             return Ok(Self { method: Method::Zeros, threads: 1, workspace_bytes: 0 });
         }
-        let plan = size_of::<(Correlation, Blocks)>();
+        let plan = size_of::<(Correlation, winograd::Blocks, Blocks)>();
         let each = limit.saturating_sub(plan).min(WORKSPACE_PER_THREAD - RESERVED);
         let Some(blocks) = Blocks::new(&c, kernel, each) else {
             let minimum = plan + Blocks::smallest::<T>(&c, kernel.lanes);
             return Err(Error::WorkspaceLimit { pass: Pass::WeightGradient, minimum, limit });
         };
-        let (worker, shared) = (blocks.worker_bytes::<T>(), plan + blocks.shared_bytes(&c));
+        let fewer = match settings.algorithm {
+            Algorithm::Auto => winograd::Blocks::new(&c, kernel, each, false),
+            Algorithm::Winograd => winograd::Blocks::new(&c, kernel, each, true),
+            Algorithm::Strip | Algorithm::Paper => None,
+        };
+        let mut worker = blocks.worker_bytes::<T>();
+        let mut lists = blocks.shared_bytes(&c);
+        let mut tasks = blocks.tasks(&c);
+        if let Some(fewer) = &fewer {
+            worker = worker.max(fewer.worker_bytes::<T>(&c));
+            lists = lists.max(fewer.shared_bytes(&c));
+            tasks = tasks.max(fewer.tasks(&c));
+        }
+        let shared = plan + lists;
         let affordable = (limit.saturating_sub(shared) / worker).max(1);
-        let threads = threads.min(blocks.tasks(&c)).min(affordable);
+        let threads = threads.min(tasks).min(affordable);
         let workspace_bytes = shared + threads * worker;
-        Ok(Self { method: Method::Blocks(Box::new((c, blocks))), threads, workspace_bytes })
+        let method = match fewer {
+            Some(fewer) => Method::WinogradBlocks(Box::new((c, fewer, blocks))),
+            None => Method::Blocks(Box::new((c, blocks))),
+        };
+        Ok(Self { method, threads, workspace_bytes })
     }
 
     /// The algorithm that runs.
     pub fn algorithm(&self) -> Algorithm {
         match &self.method {
-            Method::Winograd(..) => Algorithm::Winograd,
+            Method::Winograd(..) | Method::WinogradBlocks(..) => Algorithm::Winograd,
             _ => Algorithm::Strip,
         }
     }
@@ -214,6 +233,7 @@ impl Work {
             Method::Correlations(jobs) => jobs.iter().map(|(c, s)| s.piece(c)).collect(),
             Method::Winograd(plan, _) => vec![plan.1.piece(&plan.0)],
             Method::Blocks(plan) => vec![plan.1.piece(&plan.0)],
+            Method::WinogradBlocks(plan) => vec![plan.1.piece(&plan.0)],
             Method::Planes | Method::Zeros => Vec::new(),
         }
     }
@@ -336,6 +356,13 @@ pub(crate) fn weight_gradient<T: Element>(
             Method::Blocks(plan) => {
                 weight_gradient::run(kernel, &plan.0, &plan.1, &operands, work.threads);
             }
+            Method::WinogradBlocks(plan) => {
+                let (c, fewer, blocks) = &**plan;
+                let threads = work.threads;
+                if !winograd::run_weight_gradient(kernel, c, fewer, &operands, threads) {
+                    weight_gradient::run(kernel, c, blocks, &operands, threads);
+                }
+            }
             _ => depthwise::weight_gradient(kernel, g, &operands, work.threads),
         }
         Ok((dw.finish(), bias.then(|| db.finish())))
@@ -380,11 +407,11 @@ mod tests {
                         assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
                         let dx = input_gradient(kernel, &g, &settings, &dy, &weight).unwrap();
                         assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
+                        let (dw, db) =
+                            weight_gradient(kernel, &g, &settings, &x, &dy, true).unwrap();
+                        assert_eq!(dw, reference::weight_gradient(&g, &x, &dy), "{at}");
+                        assert_eq!(db.unwrap(), reference::bias_gradient(&g, &dy), "{at}");
                     }
-                    let settings = Settings::default();
-                    let (dw, db) = weight_gradient(kernel, &g, &settings, &x, &dy, true).unwrap();
-                    assert_eq!(dw, reference::weight_gradient(&g, &x, &dy), "{at}");
-                    assert_eq!(db.unwrap(), reference::bias_gradient(&g, &dy), "{at}");
                 }
             }
         }

@@ -28,19 +28,19 @@ pub(crate) struct Run {
 /// strip meet at most as many rows as it has lanes, and its halo at most one more.
 const MAX_RUNS: usize = MAX_COLUMNS + 1;
 
-/// A short list on the stack: at most one run for each lane of strip and halo.
-pub(crate) struct List<T> {
-    items: [MaybeUninit<T>; MAX_RUNS],
+/// A short list on the stack: by default one run for each lane of strip and halo.
+pub(crate) struct List<T, const MOST: usize = MAX_RUNS> {
+    items: [MaybeUninit<T>; MOST],
     len: usize,
 }
 
-impl<T: Copy> List<T> {
+impl<T: Copy, const MOST: usize> List<T, MOST> {
     /// No items.
     pub fn new() -> Self {
-        Self { items: [MaybeUninit::uninit(); MAX_RUNS], len: 0 }
+        Self { items: [MaybeUninit::uninit(); MOST], len: 0 }
     }
 
-    /// Adds an item; there is room for one for each lane and one more.
+    /// Adds an item, of at most `MOST`.
     pub fn push(&mut self, item: T) {
         self.items[self.len].write(item);
         self.len += 1;

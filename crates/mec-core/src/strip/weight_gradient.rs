@@ -45,16 +45,21 @@ unsafe impl<T: Send + Sync> Send for Operands<T> {}
 unsafe impl<T: Send + Sync> Sync for Operands<T> {}
 
 /// How many parts of each block have been added to the result.
-struct Turns {
+pub(super) struct Turns {
     done: Mutex<Vec<usize>>,
     changed: Condvar,
 }
 
 impl Turns {
+    /// For `blocks` of several parts each; none where they have one.
+    pub fn new(blocks: usize) -> Self {
+        Self { done: Mutex::new(vec![0; blocks]), changed: Condvar::new() }
+    }
+
     /// Waits until all parts of `block` before `part` have been added, then runs `add`.
     ///
     /// Tasks are dealt part by part, so the one waited for is always running already.
-    fn take(&self, block: usize, part: usize, add: impl FnOnce()) {
+    pub fn take(&self, block: usize, part: usize, add: impl FnOnce()) {
         let unpoisoned = "no task panics while it holds the lock";
         let mut done = self.done.lock().expect(unpoisoned);
         if done.is_empty() {
@@ -86,7 +91,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 ) {
     let blocks = plan.blocks(c);
     let waiting = if plan.parts > 1 { blocks } else { 0 };
-    let turns = Turns { done: Mutex::new(vec![0; waiting]), changed: Condvar::new() };
+    let turns = Turns::new(waiting);
     for_each_worker(threads, blocks * plan.parts, |numbers| {
         let memory = Workspace::new(plan.workspace_len());
         let mut places = Places {
@@ -349,7 +354,7 @@ impl<'a, T: Vector> Worker<'a, T> {
 /// # Safety
 ///
 /// `len` elements can be written.
-unsafe fn fill<T: Copy>(to: *mut T, len: usize, value: T) {
+pub(super) unsafe fn fill<T: Copy>(to: *mut T, len: usize, value: T) {
     for i in 0..len {
         // SAFETY: the caller vouches for the elements.
         unsafe { *to.add(i) = value };

@@ -83,8 +83,8 @@ impl Quad for Apart {
     #[inline(always)]
     unsafe fn read(from: *const f32, step: isize, whole: bool, inside: u8) -> __m128 {
         let one = |at: usize| {
-            // SAFETY: the caller vouches for the columns.
             if whole || inside & 1 << at != 0 {
+                // SAFETY: the caller vouches for the columns.
                 unsafe { *from.wrapping_offset(at as isize * step) }
             } else {
                 0.0

@@ -1,0 +1,424 @@
+//! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
+
+use crate::kernel::{Kernel, POSITIONS, Pack, PackTiles, SIDE, TransformInputs, Vector};
+use crate::strip::correlation::{Correlation, Reach};
+use crate::strip::panel::{List, Source, inside_columns};
+use std::ops::Range;
+
+/// Outputs of a tile along one axis.
+pub(super) const OUTPUTS: usize = 2;
+
+/// Most taps of a piece.
+const TAPS: usize = 3;
+
+/// Most pieces along one axis: 11 taps at stride 4 and 7 taps at any stride have fewer.
+const MAX_PIECES: usize = 4;
+
+/// Elements between the positions of a panel beyond what they hold: a cache line at least, so that
+/// positions do not all begin in the same set of the first-level cache.
+pub(super) const GAP: usize = 16;
+
+/// Up to three taps at the distance of two neighbouring outputs of a tile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// First tap of the correlation.
+    pub tap: usize,
+    /// Taps.
+    pub taps: usize,
+    /// Input positions from the correlation's first tap to this piece's.
+    offset: usize,
+}
+
+/// One axis of a correlation, cut into tiles and its kernel into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Axis {
+    pub reach: Reach,
+    /// Outputs from one of a tile to the other: the dilation.
+    pub distance: usize,
+    /// Input positions from a position of a tile to the next.
+    unit: usize,
+    /// Taps of the correlation from a tap of a piece to the next.
+    pub tap_step: usize,
+    /// Tiles of outputs that leave the same remainder by the distance.
+    pub tiles: usize,
+    pieces: [Piece; MAX_PIECES],
+    /// How many pieces have all taps: those come first.
+    whole: usize,
+    /// How many pieces there are.
+    pub count: usize,
+}
+
+impl Axis {
+    /// `None` where the pieces are too many, or where stride and dilation meet.
+    fn new(reach: &Reach) -> Option<Self> {
+        let dilated = reach.taps > 1 && reach.tap_step > 1;
+        if dilated && reach.step > 1 {
+            return None;
+        }
+        let (distance, unit) =
+            if dilated { (reach.tap_step, reach.tap_step) } else { (1, reach.step) };
+        let mut pieces = [Piece::default(); MAX_PIECES];
+        let mut count = 0;
+        for first in 0..reach.step.min(reach.taps) {
+            let mut taps = (reach.taps - first).div_ceil(reach.step);
+            let mut tap = first;
+            while taps > 0 {
+                // Four taps are two and two: six products for two outputs, where three and one take seven.
+                let these = if taps == 4 { 2 } else { taps.min(TAPS) };
+                *pieces.get_mut(count)? = Piece { tap, taps: these, offset: tap * reach.tap_step };
+                count += 1;
+                tap += these * reach.step;
+                taps -= these;
+            }
+        }
+        pieces[..count].sort_by_key(|piece| TAPS - piece.taps.max(TAPS - 1));
+        let whole = pieces[..count].iter().filter(|piece| piece.taps == TAPS).count();
+        let tiles = reach.output.div_ceil(distance).div_ceil(OUTPUTS);
+        Some(Self {
+            reach: *reach,
+            distance,
+            unit,
+            tap_step: reach.step,
+            tiles,
+            pieces,
+            whole,
+            count,
+        })
+    }
+
+    /// Pieces that have products at the last position, and the others.
+    fn classes(&self) -> [&[Piece]; 2] {
+        let (whole, others) = self.pieces[..self.count].split_at(self.whole);
+        [whole, others]
+    }
+
+    /// Tiles of one image along this axis.
+    pub fn all_tiles(&self) -> usize {
+        self.distance * self.tiles
+    }
+
+    /// First output of tile `tile` of those that leave remainder `remainder`.
+    fn output(&self, remainder: usize, tile: usize) -> usize {
+        remainder + tile * OUTPUTS * self.distance
+    }
+
+    /// Products of one tile along this axis.
+    pub fn products(&self) -> usize {
+        self.whole * SIDE + (self.count - self.whole) * (SIDE - 1)
+    }
+}
+
+/// Most tiles of a strip.
+pub(super) const MAX_TILES: usize = 96;
+
+/// Tiles of a strip that lie in one row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    /// First lane.
+    pub lane: usize,
+    /// Tiles.
+    pub tiles: usize,
+    /// Image.
+    pub image: usize,
+    /// First output row of the tiles.
+    pub row: usize,
+    /// First output column of the first tile.
+    pub column: usize,
+}
+
+/// Some tiles, in the lanes of some registers.
+pub(super) struct Strip {
+    /// Lanes: whole registers.
+    pub width: usize,
+    runs: List<Run, MAX_TILES>,
+}
+
+impl Strip {
+    /// The tiles, by rows.
+    pub fn runs(&self) -> &[Run] {
+        self.runs.as_slice()
+    }
+}
+
+/// Where a strip is packed: `[position][piece][channel][tile]`.
+pub(super) struct Panel<T> {
+    pub to: *mut T,
+    /// Elements from a position to the next.
+    pub position: usize,
+}
+
+/// A correlation, cut into tiles and pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tiling {
+    pub height: Axis,
+    pub width: Axis,
+    /// Tiles of all images.
+    pub tiles: usize,
+}
+
+impl Tiling {
+    /// `None` where it cannot be.
+    pub fn new(c: &Correlation) -> Option<Self> {
+        if c.phases().len() != 1 || c.channels == 0 || c.outputs == 0 || c.batch == 0 {
+            return None;
+        }
+        let (height, width) = (Axis::new(&c.height)?, Axis::new(&c.width)?);
+        let tiles = c.batch * height.all_tiles() * width.all_tiles();
+        Some(Self { height, width, tiles })
+    }
+
+    /// Pieces of the kernel.
+    pub fn count(&self) -> usize {
+        self.height.count * self.width.count
+    }
+
+    /// Products of one tile.
+    pub fn products(&self) -> usize {
+        self.height.products() * self.width.products()
+    }
+
+    /// The strip of the tiles `first..end`, in `width` lanes, whole registers.
+    pub fn strip(&self, Range { start: first, end }: Range<usize>, width: usize) -> Strip {
+        let (h, w) = (&self.height, &self.width);
+        let mut runs = List::new();
+        let mut tile = first;
+        while tile < end {
+            let (rest, column) = (tile / w.tiles, tile % w.tiles);
+            let (rest, right) = (rest / w.distance, rest % w.distance);
+            let (rest, row) = (rest / h.tiles, rest % h.tiles);
+            let (image, down) = (rest / h.distance, rest % h.distance);
+            let tiles = (w.tiles - column).min(end - tile);
+            runs.push(Run {
+                lane: tile - first,
+                tiles,
+                image,
+                row: h.output(down, row),
+                column: w.output(right, column),
+            });
+            tile += tiles;
+        }
+        Strip { width, runs }
+    }
+
+    /// The pieces of the kernel, by rows and columns, in the panel's order: (whole, not), (whole, whole),
+    /// (not, whole), (not, not). Those with a product at a position then follow each other, whichever it is.
+    pub fn pieces(&self) -> impl Iterator<Item = (Piece, Piece)> {
+        let [rows, other_rows] = self.height.classes();
+        let [columns, other_columns] = self.width.classes();
+        let classes = [
+            (rows, other_columns),
+            (rows, columns),
+            (other_rows, columns),
+            (other_rows, other_columns),
+        ];
+        classes.into_iter().flat_map(|(rows, columns)| {
+            rows.iter().flat_map(move |&row| columns.iter().map(move |&column| (row, column)))
+        })
+    }
+
+    /// The channels of the panel with a product at each position, of pieces that have `channels` each: of
+    /// two rows of the kernel nothing is left at the last position.
+    pub fn channels_at(&self, channels: usize) -> [Range<usize>; POSITIONS] {
+        let (h, w) = (&self.height, &self.width);
+        let columns_missing = h.whole * (w.count - w.whole);
+        std::array::from_fn(|position| {
+            let (last_row, last_column) =
+                (position / SIDE == SIDE - 1, position % SIDE == SIDE - 1);
+            let first = if last_column { columns_missing } else { 0 };
+            let end = match (last_row, last_column) {
+                (true, _) => h.whole * w.count,
+                (false, true) => columns_missing + h.count * w.whole,
+                (false, false) => h.count * w.count,
+            };
+            first * channels..end * channels
+        })
+    }
+
+    /// Packs and transforms some channels of one strip.
+    ///
+    /// # Safety
+    ///
+    /// The correlation's whole input can be read from `source`; the panel has room for all pieces of its
+    /// channels.
+    pub unsafe fn pack<T: Vector>(
+        &self,
+        kernel: &Kernel<T>,
+        strip: &Strip,
+        source: &Source<T>,
+        panel: &Panel<T>,
+    ) {
+        let (h, w) = (&self.height, &self.width);
+        let len = self.count() * source.channels * strip.width;
+        if kernel.packs_tiles() {
+            if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
+                // SAFETY: the caller vouches for the room.
+                unsafe { panel.to.write_bytes(0, POSITIONS * panel.position) };
+            }
+            for (number, (rows, columns)) in self.pieces().enumerate() {
+                for run in strip.runs() {
+                    let top = first_input(h, run.row, rows);
+                    let left = first_input(w, run.column, columns);
+                    let across = OUTPUTS * (run.tiles - 1) + SIDE;
+                    let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
+                    let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
+                    let [image, channel, row, column] = source.strides;
+                    let offset = run.image as isize * image + top * row + left * column;
+                    // SAFETY: only positions inside the input are named as such; the strip has the lanes.
+                    unsafe {
+                        kernel.pack_tiles(&PackTiles {
+                            from: source.first.wrapping_offset(offset),
+                            from_channel: channel,
+                            from_row: h.unit as isize * row,
+                            from_column: w.unit as isize * column,
+                            rows: above..above + inside_rows,
+                            columns: before..before + inside,
+                            tiles: run.tiles,
+                            channels: source.channels,
+                            to: panel.to.wrapping_add(number * source.channels * strip.width),
+                            lane: run.lane,
+                            width: strip.width,
+                            to_channel: strip.width,
+                            position: panel.position,
+                        });
+                    }
+                }
+            }
+            return;
+        }
+        // SAFETY: the same contract; then every lane of every channel has been written.
+        unsafe {
+            self.pack_plain(kernel, strip, source, panel);
+            let at = panel.to;
+            kernel.transform_inputs(&TransformInputs { at, position: panel.position, len });
+        }
+    }
+
+    /// Packs the input as it is.
+    ///
+    /// # Safety
+    ///
+    /// As [`Tiling::pack`].
+    unsafe fn pack_plain<T: Vector>(
+        &self,
+        kernel: &Kernel<T>,
+        strip: &Strip,
+        source: &Source<T>,
+        panel: &Panel<T>,
+    ) {
+        let (h, w) = (&self.height, &self.width);
+        let [image, channel, row, column] = source.strides;
+        let used = strip.runs().last().map_or(0, |run| run.lane + run.tiles);
+        let step = OUTPUTS * w.unit;
+        for (number, (rows, columns)) in self.pieces().enumerate() {
+            let to = panel.to.wrapping_add(number * source.channels * strip.width);
+            for run in strip.runs() {
+                let idle = if run.lane + run.tiles == used { strip.width - used } else { 0 };
+                let top = first_input(h, run.row, rows);
+                let (above, inside) = inside_columns(top, h.unit, h.reach.input, SIDE);
+                for j in 0..SIDE {
+                    let left = first_input(w, run.column, columns) + (j * w.unit) as isize;
+                    let (before, columns) = inside_columns(left, step, w.reach.input, run.tiles);
+                    let start = left + (before * step) as isize;
+                    let parts =
+                        [(0, above, 0), (above, inside, columns), (above + inside, SIDE, 0)];
+                    for (from_row, rows, columns) in parts {
+                        let rows = rows.min(SIDE - from_row);
+                        let y = top + (from_row * h.unit) as isize;
+                        let offset = run.image as isize * image + y * row + start * column;
+                        let at = (from_row * SIDE + j) * panel.position + run.lane;
+                        // SAFETY: only rows and columns inside the input are read; the lanes written
+                        // are this run's, and the idle ones behind the last run.
+                        unsafe {
+                            kernel.pack(&Pack {
+                                from: source.first.wrapping_offset(offset),
+                                from_channel: channel,
+                                from_row: h.unit as isize * row,
+                                from_column: step as isize * column,
+                                to: to.wrapping_add(at),
+                                to_channel: strip.width,
+                                to_row: SIDE * panel.position,
+                                channels: source.channels,
+                                rows,
+                                before,
+                                columns,
+                                after: run.tiles - before - columns + idle,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The input position of a tile's position 0: of the tile that begins at `output`, for `piece`.
+fn first_input(axis: &Axis, output: usize, piece: Piece) -> isize {
+    (output * axis.reach.step + piece.offset) as isize + axis.reach.base
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(taps: usize, step: usize, tap_step: usize) -> Reach {
+        Reach {
+            input: 100,
+            output: 9,
+            step,
+            base: 0,
+            taps,
+            tap_step,
+            weight_first: 0,
+            weight_step: 1,
+            out_step: 1,
+            out_base: 0,
+        }
+    }
+
+    /// Each tap belongs to one piece, at its place in the input.
+    #[test]
+    fn pieces_partition_the_taps() {
+        for (taps, step, tap_step) in [
+            (1, 1, 1),
+            (3, 1, 1),
+            (5, 1, 1),
+            (7, 2, 1),
+            (11, 4, 1),
+            (3, 1, 2),
+            (8, 1, 3),
+            (2, 3, 1),
+        ] {
+            let axis = Axis::new(&reach(taps, step, tap_step)).unwrap();
+            let mut met = Vec::new();
+            for piece in axis.pieces.iter().take(axis.count) {
+                for j in 0..piece.taps {
+                    met.push(piece.tap + j * axis.tap_step);
+                    assert_eq!(piece.offset + j * axis.unit, met.last().unwrap() * tap_step);
+                }
+            }
+            met.sort_unstable();
+            assert!(met.into_iter().eq(0..taps));
+            let [whole, others] = axis.classes();
+            assert!(whole.iter().all(|p| p.taps == 3) && others.iter().all(|p| p.taps < 3));
+        }
+        assert!(Axis::new(&reach(3, 2, 2)).is_none());
+        assert!(Axis::new(&reach(13, 1, 1)).is_none());
+    }
+
+    /// Each output belongs to one tile.
+    #[test]
+    fn tiles_partition_the_outputs() {
+        for distance in 1..5 {
+            let axis = Axis::new(&reach(3, 1, distance)).unwrap();
+            let mut met = Vec::new();
+            for remainder in 0..distance {
+                for tile in 0..axis.tiles {
+                    let first = axis.output(remainder, tile);
+                    met.extend([first, first + distance].into_iter().filter(|&q| q < 9));
+                }
+            }
+            met.sort_unstable();
+            assert!(met.into_iter().eq(0..9), "{distance}");
+        }
+    }
+}
