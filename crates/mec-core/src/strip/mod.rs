@@ -138,8 +138,8 @@ impl Work {
         let shared = correlations.len() * (size_of::<Job>() + size_of::<Correlation>());
         let taps = correlations.iter().map(engine::taps_bytes).max().unwrap_or(0);
         let bound = (WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared);
-        let bound = bound.min(kernel.panel_bytes);
-        let each = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
+        let room = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
+        let each = room.min(kernel.panel_bytes.saturating_sub(taps));
         let mut jobs = Vec::with_capacity(correlations.len());
         for c in &correlations {
             let Some(strips) = Strips::new(c, size, threads, each) else {
@@ -160,7 +160,8 @@ impl Work {
             (Algorithm::Auto | Algorithm::Winograd, [c]) => {
                 let own = size_of::<(Correlation, Winograd)>();
                 let forced = settings.algorithm == Algorithm::Winograd;
-                Winograd::new(c, size, threads, each.saturating_sub(own), forced)
+                let limits = [each, room].map(|limit| limit.saturating_sub(own));
+                Winograd::new(c, size, threads, limits, forced)
             }
             _ => None,
         };

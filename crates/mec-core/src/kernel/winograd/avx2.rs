@@ -282,7 +282,12 @@ unsafe fn by_rows<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
             first.wrapping_offset(lane.min(t.channels - 1 - c) as isize * t.channel)
         });
         for lane in 0..LANES {
-            prefetch(channel[lane].wrapping_offset(t.ahead));
+            let ahead = channel[lane].wrapping_offset(t.ahead);
+            prefetch(ahead);
+            // Rows of a larger kernel lie further apart than a line reaches.
+            if t.steps[0].abs() > 3 {
+                prefetch(ahead.wrapping_offset((ROWS as isize - 1) * t.steps[0]));
+            }
         }
         let mut kernel = [[_mm256_setzero_ps(); 3]; 3];
         for y in 0..ROWS {

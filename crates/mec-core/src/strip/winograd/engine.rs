@@ -32,7 +32,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let memory = Workspace::new(plan.workspace_len());
         let strips = Vec::with_capacity(plan.panel_strips());
         let runs = Vec::with_capacity(most_runs(plan));
-        let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs };
+        let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs, kept: None };
         for number in numbers {
             if !finite.load(Ordering::Relaxed) {
                 return;
@@ -84,6 +84,8 @@ struct Worker<'a, T: Copy + 'static> {
     strips: Vec<Packed>,
     /// Where their outputs belong.
     runs: Vec<OutRun>,
+    /// Group and part whose transformed weights are there, if they are kept.
+    kept: Option<(usize, usize)>,
 }
 
 impl<T: Vector> Worker<'_, T> {
@@ -125,15 +127,21 @@ impl<T: Vector> Worker<'_, T> {
                 self.strips.push(Packed { vectors, runs });
             }
             let channels = plan.tiling.channels_at(block.channels);
-            for tile in self.kernel.tile_ranges(outputs.clone()) {
+            let known = plan.kept > 1 && self.kept == Some((group, part));
+            for (number, tile) in self.kernel.tile_ranges(outputs.clone()).enumerate() {
+                let weights = self.memory.as_ptr();
+                let weights = weights.wrapping_add(number % plan.kept * plan.tile_weights_len());
                 // SAFETY: the caller vouches for the tensors; all strips are packed.
                 unsafe {
-                    self.weights(&block, &tile);
+                    if !known {
+                        self.weights(&block, &tile, weights);
+                    }
                     for place in 0..self.strips.len() {
-                        finite &= self.outputs(&block, &channels, &tile, place);
+                        finite &= self.outputs(&block, &channels, &tile, weights, place);
                     }
                 }
             }
+            self.kept = Some((group, part));
         }
         finite
     }
@@ -148,7 +156,7 @@ impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn weights(&self, block: &Block, outputs: &Range<usize>) {
+    unsafe fn weights(&self, block: &Block, outputs: &Range<usize>, to: *mut T) {
         let (o, plan, tiling) = (self.operands, self.plan, &self.plan.tiling);
         let [group, output, channel, row, column] = o.weight_strides;
         let element = |axis: &Axis, piece: Piece| {
@@ -164,7 +172,7 @@ impl<T: Vector> Worker<'_, T> {
             for (number, (rows, columns)) in tiling.pieces().enumerate() {
                 let at =
                     element(&tiling.height, rows) * row + element(&tiling.width, columns) * column;
-                let to = r * plan.weights_pitch() + number * block.channels;
+                let place = r * plan.weights_pitch() + number * block.channels;
                 // SAFETY: the caller vouches for the weights, the plan for the room; registers that are
                 // not whole reach into what is written next.
                 unsafe {
@@ -175,7 +183,7 @@ impl<T: Vector> Worker<'_, T> {
                         channel,
                         channels: block.channels,
                         ahead,
-                        to: self.memory.as_ptr().wrapping_add(to),
+                        to: to.wrapping_add(place),
                         position: plan.outputs * plan.weights_pitch(),
                     });
                 }
@@ -193,13 +201,13 @@ impl<T: Vector> Worker<'_, T> {
         block: &Block,
         channels: &[Range<usize>; POSITIONS],
         outputs: &Range<usize>,
+        weights: *const T,
         place: usize,
     ) -> bool {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let strip = &self.strips[place];
         let width = strip.vectors * plan.lanes;
-        let weights = self.memory.as_ptr();
-        let sums = weights.wrapping_add(plan.weights_len());
+        let sums = self.memory.as_ptr().wrapping_add(plan.weights_len());
         let finished = sums.wrapping_add(plan.sums_len());
         let output = block.group * c.outputs + outputs.start;
         let out = o.y.wrapping_add(output * o.y_strides[1]);

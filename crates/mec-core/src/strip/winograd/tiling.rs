@@ -154,6 +154,7 @@ pub(super) struct Tiling {
     pub width: Axis,
     /// Tiles of all images.
     pub tiles: usize,
+    pieces: [(Piece, Piece); MAX_PIECES * MAX_PIECES],
 }
 
 impl Tiling {
@@ -164,7 +165,19 @@ impl Tiling {
         }
         let (height, width) = (Axis::new(&c.height)?, Axis::new(&c.width)?);
         let tiles = c.batch * height.all_tiles() * width.all_tiles();
-        Some(Self { height, width, tiles })
+        let ([rows, other_rows], [columns, other_columns]) = (height.classes(), width.classes());
+        let classes = [
+            (rows, other_columns),
+            (rows, columns),
+            (other_rows, columns),
+            (other_rows, other_columns),
+        ];
+        let pairs = classes.into_iter().flat_map(|(rows, columns)| {
+            rows.iter().flat_map(move |&row| columns.iter().map(move |&column| (row, column)))
+        });
+        let mut pieces = [Default::default(); MAX_PIECES * MAX_PIECES];
+        pieces.iter_mut().zip(pairs).for_each(|(piece, pair)| *piece = pair);
+        Some(Self { height, width, tiles, pieces })
     }
 
     /// Pieces of the kernel.
@@ -203,17 +216,7 @@ impl Tiling {
     /// The pieces of the kernel, by rows and columns, in the panel's order: (whole, not), (whole, whole),
     /// (not, whole), (not, not). Those with a product at a position then follow each other, whichever it is.
     pub fn pieces(&self) -> impl Iterator<Item = (Piece, Piece)> {
-        let [rows, other_rows] = self.height.classes();
-        let [columns, other_columns] = self.width.classes();
-        let classes = [
-            (rows, other_columns),
-            (rows, columns),
-            (other_rows, columns),
-            (other_rows, other_columns),
-        ];
-        classes.into_iter().flat_map(|(rows, columns)| {
-            rows.iter().flat_map(move |&row| columns.iter().map(move |&column| (row, column)))
-        })
+        self.pieces[..self.count()].iter().copied()
     }
 
     /// The channels of the panel with a product at each position, of pieces that have `channels` each: of
