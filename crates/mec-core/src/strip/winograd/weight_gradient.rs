@@ -14,7 +14,8 @@
 
 use super::tiling::{Axis, GAP, MAX_TILES, OUTPUTS, Panel, Strip, Tiling};
 use crate::kernel::{
-    Accumulate, Kernel, POSITIONS, SIDE, TransformGradients, TransformSums, Transpose, Vector,
+    Accumulate, Kernel, POSITIONS, SIDE, STEPS, TransformGradients, TransformSums, Transpose,
+    Vector,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::buffer::Workspace;
@@ -47,7 +48,7 @@ const PLAIN_PRODUCT: f64 = 0.66;
 /// Packing and transforming a register of tiles, of one piece and channel.
 const INPUT: f64 = 90.0;
 /// Transposing and transforming a register of tiles' gradients of one output channel.
-const GRADIENT: f64 = 20.0;
+const GRADIENT: f64 = 35.0;
 /// Transforming and adding one piece's sums, for one channel and output channel of each part.
 const SUMS: f64 = 8.0;
 
@@ -100,9 +101,10 @@ impl Blocks {
                 plan.parts = TASKS_WANTED.div_ceil(plan.blocks(c)).min(most);
                 let [output_blocks, channel_blocks] =
                     [c.outputs.div_ceil(outputs), c.channels.div_ceil(plan.channels)];
-                let calls = pairs * tiling.products() as f64 * strips as f64;
-                let cycles = pairs * tiling.products() as f64 * registers * PRODUCT
-                    + calls * CALL
+                // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
+                let channels = c.channels.next_multiple_of(STEPS);
+                let products = (c.groups * channels * c.outputs * tiling.products()) as f64;
+                let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
                     + (c.groups * c.channels * output_blocks) as f64 * pieces * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
                     + plan.parts as f64 * pairs * pieces * SUMS;
