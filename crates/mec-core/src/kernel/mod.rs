@@ -41,6 +41,14 @@ pub(crate) const MAX_COLUMNS: usize = 48;
 /// Most channels a tile has on any instruction set.
 pub(crate) const MAX_CHANNELS: usize = 8;
 
+/// Sizes of tiles by channels.
+const SIZES: usize = 5;
+
+/// Channels of the smallest tile but one: as many as an image has colours. The input gradient of a first
+/// layer has no more, and then a tile of 3 registers has 9 sums on their way, one of 2 has 6 (or 8, two of
+/// them for nothing) in the latency of 10.
+pub(crate) const FEW: usize = 3;
+
 /// A forward micro-kernel of one size.
 type TileFn<T> = unsafe fn(&Tile<T>);
 
@@ -99,8 +107,8 @@ pub(crate) struct Kernel<T: 'static> {
     pub panel_bytes: usize,
     /// Rows a panel should serve where weights are packed for it.
     pub packed_rows: usize,
-    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, the two `smaller`, one).
-    tiles: [[TileFn<T>; 4]; MAX_VECTORS],
+    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, the two `smaller`, `FEW`, one).
+    tiles: [[TileFn<T>; SIZES]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
@@ -116,7 +124,7 @@ pub(crate) struct Kernel<T: 'static> {
     transform_inputs: unsafe fn(&TransformInputs<T>),
     transform_weights: unsafe fn(&TransformWeights<T>),
     /// As `tiles`.
-    multiplies: [[MultiplyFn<T>; 4]; MAX_VECTORS],
+    multiplies: [[MultiplyFn<T>; SIZES]; MAX_VECTORS],
     transform_outputs: unsafe fn(&TransformOutputs<T>) -> bool,
     /// As `outers`.
     accumulates: [unsafe fn(&Accumulate<T>); 4],
@@ -182,24 +190,9 @@ impl<T: Vector> Kernel<T> {
             panel_bytes,
             packed_rows,
             tiles: [
-                [
-                    tile::tile::<T, I, 1, R>,
-                    tile::tile::<T, I, 1, FEWER>,
-                    tile::tile::<T, I, 1, FEWEST>,
-                    tile::tile::<T, I, 1, 1>,
-                ],
-                [
-                    tile::tile::<T, I, 2, R>,
-                    tile::tile::<T, I, 2, FEWER>,
-                    tile::tile::<T, I, 2, FEWEST>,
-                    tile::tile::<T, I, 2, 1>,
-                ],
-                [
-                    tile::tile::<T, I, 3, R>,
-                    tile::tile::<T, I, 3, FEWER>,
-                    tile::tile::<T, I, 3, FEWEST>,
-                    tile::tile::<T, I, 3, 1>,
-                ],
+                Self::tiles_of::<I, 1, R, FEWER, FEWEST>(),
+                Self::tiles_of::<I, 2, R, FEWER, FEWEST>(),
+                Self::tiles_of::<I, 3, R, FEWER, FEWEST>(),
             ],
             pack_weights: tile::pack_weights::<T, R>,
             outers: [
@@ -219,24 +212,9 @@ impl<T: Vector> Kernel<T> {
             pack_tiles: moves.pack_tiles,
             transform_weights: moves.transform_weights,
             multiplies: [
-                [
-                    winograd::multiply::<T, I, 1, R>,
-                    winograd::multiply::<T, I, 1, FEWER>,
-                    winograd::multiply::<T, I, 1, FEWEST>,
-                    winograd::multiply::<T, I, 1, 1>,
-                ],
-                [
-                    winograd::multiply::<T, I, 2, R>,
-                    winograd::multiply::<T, I, 2, FEWER>,
-                    winograd::multiply::<T, I, 2, FEWEST>,
-                    winograd::multiply::<T, I, 2, 1>,
-                ],
-                [
-                    winograd::multiply::<T, I, 3, R>,
-                    winograd::multiply::<T, I, 3, FEWER>,
-                    winograd::multiply::<T, I, 3, FEWEST>,
-                    winograd::multiply::<T, I, 3, 1>,
-                ],
+                Self::multiplies_of::<I, 1, R, FEWER, FEWEST>(),
+                Self::multiplies_of::<I, 2, R, FEWER, FEWEST>(),
+                Self::multiplies_of::<I, 3, R, FEWER, FEWEST>(),
             ],
             transform_outputs: winograd::transform_outputs::<T, I>,
             accumulates: [
@@ -248,6 +226,38 @@ impl<T: Vector> Kernel<T> {
             transform_gradients: winograd::transform_gradients::<T, I>,
             transform_sums: winograd::transform_sums::<T, I>,
         }
+    }
+
+    const fn tiles_of<
+        I: Isa,
+        const V: usize,
+        const R: usize,
+        const FEWER: usize,
+        const FEWEST: usize,
+    >() -> [TileFn<T>; SIZES] {
+        [
+            tile::tile::<T, I, V, R>,
+            tile::tile::<T, I, V, FEWER>,
+            tile::tile::<T, I, V, FEWEST>,
+            tile::tile::<T, I, V, FEW>,
+            tile::tile::<T, I, V, 1>,
+        ]
+    }
+
+    const fn multiplies_of<
+        I: Isa,
+        const V: usize,
+        const R: usize,
+        const FEWER: usize,
+        const FEWEST: usize,
+    >() -> [MultiplyFn<T>; SIZES] {
+        [
+            winograd::multiply::<T, I, V, R>,
+            winograd::multiply::<T, I, V, FEWER>,
+            winograd::multiply::<T, I, V, FEWEST>,
+            winograd::multiply::<T, I, V, FEW>,
+            winograd::multiply::<T, I, V, 1>,
+        ]
     }
 
     /// Divides `outputs` channels into the ranges of tiles.
@@ -275,7 +285,8 @@ impl<T: Vector> Kernel<T> {
         debug_assert!(outputs >= 1 && outputs <= self.channels);
         let [fewer, fewest] = self.smaller;
         match outputs {
-            1 => 3,
+            1 => 4,
+            n if n <= FEW => 3,
             n if n <= fewest => 2,
             n if n <= fewer => 1,
             _ => 0,

@@ -194,9 +194,9 @@ impl Correlation {
     }
 
     /// The input gradient: correlations of `dy` for each phase of the input's rows, and of its
-    /// columns where they cannot be computed together.
-    pub fn input_gradient(g: &Geometry, rows_join: bool, lanes: usize) -> Vec<Self> {
-        let joint = g.width.stride <= MAX_PHASES;
+    /// columns where they cannot be computed together, or are to be `apart`.
+    pub fn input_gradient(g: &Geometry, rows_join: bool, lanes: usize, apart: bool) -> Vec<Self> {
+        let joint = !apart && g.width.stride <= MAX_PHASES;
         // Phases beyond the input's size compute nothing.
         let rows = g.height.stride.min(g.height.input);
         let columns = if joint { g.width.input.min(1) } else { g.width.stride.min(g.width.input) };

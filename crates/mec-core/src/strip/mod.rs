@@ -21,7 +21,7 @@ mod weight_gradient;
 mod winograd;
 mod workers;
 
-use crate::kernel::Kernel;
+use crate::kernel::{FEW, Kernel, MAX_VECTORS};
 use crate::plan::Piece;
 use crate::{Algorithm, Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD};
 use blocks::Blocks;
@@ -30,7 +30,6 @@ use correlation::Correlation;
 pub use correlation::Reach;
 use engine::{Job, Operands};
 use strips::{Strips, TileSize};
-use winograd::Winograd;
 
 /// What the thread pool may take of a thread's bound for its own jobs.
 const RESERVED: usize = 16 << 10;
@@ -68,8 +67,8 @@ impl Layout {
 enum Method {
     /// Correlations, each with its plan.
     Correlations(Vec<Job>),
-    /// One correlation with fewer multiplications, and the plain one for results that are not finite.
-    Winograd(Box<(Correlation, Winograd)>, Vec<Job>),
+    /// The same with fewer multiplications, and the plain ones for results that are not finite.
+    Winograd(Vec<winograd::Job>, Vec<Job>),
     /// The blocks of a weight gradient.
     Blocks(Box<(Correlation, Blocks)>),
     /// The same with fewer multiplications, and the plain ones for a result that is not finite.
@@ -108,27 +107,32 @@ impl Work {
                 Self::blocks(kernel, c, settings, threads)
             }
             Pass::Forward => {
-                let correlations = vec![Correlation::forward(g, layout.rows_join, kernel.lanes)];
-                Self::correlations(kernel, pass, correlations, settings, threads)
+                let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
+                Self::correlations(kernel, pass, &[c], || vec![c], settings, threads)
             }
             Pass::InputGradient => {
-                let correlations = Correlation::input_gradient(g, layout.rows_join, kernel.lanes);
-                Self::correlations(kernel, pass, correlations, settings, threads)
+                let of =
+                    |apart| Correlation::input_gradient(g, layout.rows_join, kernel.lanes, apart);
+                Self::correlations(kernel, pass, &of(false), || of(true), settings, threads)
             }
         }
     }
 
+    /// Plans `correlations`, or the same work as those `apart`, each of one phase, with fewer
+    /// multiplications.
     fn correlations<T: Element>(
         kernel: &Kernel<T>,
         pass: Pass,
-        correlations: Vec<Correlation>,
+        correlations: &[Correlation],
+        apart: impl FnOnce() -> Vec<Correlation>,
         settings: &Settings,
         threads: usize,
     ) -> Result<Self, Error> {
         let limit = settings.workspace_limit.unwrap_or(usize::MAX);
+        let few = correlations.iter().all(|c| c.outputs <= FEW);
         let size = TileSize {
             lanes: kernel.lanes,
-            vectors: kernel.vectors,
+            vectors: if few { MAX_VECTORS } else { kernel.vectors },
             channels: kernel.channels,
             bytes: size_of::<T>(),
             even_tiles: kernel.even_tiles,
@@ -141,7 +145,7 @@ impl Work {
         let room = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
         let each = room.min(kernel.panel_bytes.saturating_sub(taps));
         let mut jobs = Vec::with_capacity(correlations.len());
-        for c in &correlations {
+        for c in correlations {
             let Some(strips) = Strips::new(c, size, threads, each) else {
                 let smallest = |c| Strips::smallest(c, size) * size_of::<T>();
                 let smallest = correlations.iter().map(smallest).max().unwrap_or(0);
@@ -156,25 +160,22 @@ impl Work {
         let mut worker = engine::worker_bytes::<T>(&jobs);
         let mut tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
         let mut shared = shared;
-        let winograd = match (settings.algorithm, &correlations[..]) {
-            (Algorithm::Auto | Algorithm::Winograd, [c]) => {
-                let own = size_of::<(Correlation, Winograd)>();
+        let fewer = match settings.algorithm {
+            Algorithm::Auto | Algorithm::Winograd => {
                 let forced = settings.algorithm == Algorithm::Winograd;
-                let limits = [each, room].map(|limit| limit.saturating_sub(own));
-                Winograd::new(c, size, threads, limits, forced)
+                winograd::jobs(&apart(), size, threads, [each, room], forced)
             }
-            _ => None,
+            Algorithm::Strip | Algorithm::Paper => None,
         };
-        if let Some(plan) = winograd {
-            shared += size_of::<(Correlation, Winograd)>();
-            worker =
-                worker.max(plan.workspace_len() * size_of::<T>() + winograd::list_bytes(&plan));
-            tasks = tasks.max(plan.tasks(correlations[0].groups));
+        if let Some(fewer) = &fewer {
+            shared += winograd::jobs_bytes(fewer.len());
+            worker = worker.max(winograd::worker_bytes::<T>(fewer));
+            tasks = tasks.max(fewer.iter().map(|(c, plan)| plan.tasks(c.groups)).sum());
         }
         let affordable = (limit.saturating_sub(shared) / worker).max(1);
         let threads = threads.min(tasks).min(affordable);
-        let method = match winograd {
-            Some(plan) => Method::Winograd(Box::new((correlations[0], plan)), jobs),
+        let method = match fewer {
+            Some(fewer) => Method::Winograd(fewer, jobs),
             None => Method::Correlations(jobs),
         };
         Ok(Self { method, threads, workspace_bytes: shared + threads * worker })
@@ -232,7 +233,7 @@ impl Work {
     pub fn pieces(&self) -> Vec<Piece> {
         match &self.method {
             Method::Correlations(jobs) => jobs.iter().map(|(c, s)| s.piece(c)).collect(),
-            Method::Winograd(plan, _) => vec![plan.1.piece(&plan.0)],
+            Method::Winograd(jobs, _) => jobs.iter().map(|(c, plan)| plan.piece(c)).collect(),
             Method::Blocks(plan) => vec![plan.1.piece(&plan.0)],
             Method::WinogradBlocks(plan) => vec![plan.1.piece(&plan.0)],
             Method::Planes | Method::Zeros => Vec::new(),
@@ -312,8 +313,8 @@ unsafe fn correlate<T: Element>(
     unsafe {
         match &work.method {
             Method::Correlations(jobs) => engine::run(kernel, jobs, &operands, work.threads),
-            Method::Winograd(plan, jobs) => {
-                if !winograd::run(kernel, &plan.0, &plan.1, &operands, work.threads) {
+            Method::Winograd(fewer, jobs) => {
+                if !winograd::run(kernel, fewer, &operands, work.threads) {
                     engine::run(kernel, jobs, &operands, work.threads);
                 }
             }

@@ -28,7 +28,8 @@ use super::correlation::Correlation;
 use super::strips::TileSize;
 use crate::kernel::{POSITIONS, SIDE};
 use crate::plan::Piece as Shown;
-pub(crate) use engine::{list_bytes, run};
+use engine::list_bytes;
+pub(crate) use engine::run;
 use tiling::{GAP, OUTPUTS, Tiling};
 pub(crate) use weight_gradient::{Blocks, run as run_weight_gradient};
 
@@ -71,6 +72,38 @@ const OUTPUT: f64 = 100.0;
 /// Bytes of transformed weights that are kept rather than transformed for each panel: though they come
 /// from the third-level cache then, cv1 (345 KiB) takes 0.82 and cv8 (576 KiB) 0.93 of the time.
 const KEPT: usize = 600 << 10;
+
+/// A correlation with its plan.
+pub(crate) type Job = (Correlation, Winograd);
+
+/// Plans all of `correlations`, each for at most so many bytes of panel and of workspace; `None` if for
+/// one of them the plain one is sooner.
+pub(crate) fn jobs(
+    correlations: &[Correlation],
+    size: TileSize,
+    threads: usize,
+    limits: [usize; 2],
+    forced: bool,
+) -> Option<Vec<Job>> {
+    let held = jobs_bytes(correlations.len());
+    let limits = limits.map(|limit| limit.saturating_sub(held));
+    let mut jobs = Vec::with_capacity(correlations.len());
+    for c in correlations {
+        jobs.push((*c, Winograd::new(c, size, threads, limits, forced)?));
+    }
+    Some(jobs)
+}
+
+/// Bytes of the list of so many jobs, and of that of correlations from which it is made.
+pub(crate) fn jobs_bytes(count: usize) -> usize {
+    count * (size_of::<Job>() + size_of::<Correlation>())
+}
+
+/// Bytes that [`run`] takes for each thread.
+pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
+    let most = |of: fn(&Winograd) -> usize| jobs.iter().map(|(_, p)| of(p)).max().unwrap_or(0);
+    most(Winograd::workspace_len) * size_of::<T>() + most(list_bytes)
+}
 
 impl Winograd {
     /// Plans `c` for at most `limit` bytes of panel and what it is multiplied with, and `room` bytes of all

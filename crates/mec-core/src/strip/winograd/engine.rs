@@ -1,7 +1,7 @@
 //! Runs correlations by Winograd's filtering: the loops around the micro-kernel.
 
-use super::Winograd;
 use super::tiling::{Axis, OUTPUTS, Panel, Piece, Strip};
+use super::{Job, Winograd};
 use crate::kernel::{
     Kernel, Multiply, Onto, OutRun, POSITIONS, Scatter, TransformOutputs, TransformWeights, Vector,
 };
@@ -21,25 +21,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// As [`engine::run`](crate::strip::engine::run).
 pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
-    c: &Correlation,
-    plan: &Winograd,
+    jobs: &[Job],
     operands: &Operands<T>,
     threads: usize,
 ) -> bool {
-    let tasks = plan.tasks(c.groups);
+    let tasks: usize = jobs.iter().map(|(c, plan)| plan.tasks(c.groups)).sum();
+    let most = |of: fn(&Winograd) -> usize| jobs.iter().map(|(_, p)| of(p)).max().unwrap_or(0);
     let finite = AtomicBool::new(true);
     for_each_worker(threads, tasks, |numbers| {
-        let memory = Workspace::new(plan.workspace_len());
-        let strips = Vec::with_capacity(plan.panel_strips());
-        let runs = Vec::with_capacity(most_runs(plan));
-        let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs, kept: None };
+        let memory = Workspace::new(most(Winograd::workspace_len));
+        let mut strips = Vec::with_capacity(most(Winograd::panel_strips));
+        let mut runs = Vec::with_capacity(most(most_runs));
+        let mut kept = None;
         for number in numbers {
+            let (mut job, mut number) = (0, spread(number, tasks, threads));
+            while number >= jobs[job].1.tasks(jobs[job].0.groups) {
+                number -= jobs[job].1.tasks(jobs[job].0.groups);
+                job += 1;
+            }
+            let (c, plan) = &jobs[job];
+            let (memory, strips, runs) = (memory.as_ptr(), &mut strips, &mut runs);
+            let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs };
+            // SAFETY: the caller vouches for the tensors, the plan for the memory.
+            if !unsafe { worker.task(number, job, &mut kept) } {
+                finite.store(false, Ordering::Relaxed);
+            }
             if !finite.load(Ordering::Relaxed) {
                 return;
-            }
-            // SAFETY: the caller vouches for the tensors, the plan for the memory.
-            if !unsafe { worker.task(spread(number, tasks, threads)) } {
-                finite.store(false, Ordering::Relaxed);
             }
         }
     });
@@ -79,20 +87,20 @@ struct Worker<'a, T: Copy + 'static> {
     plan: &'a Winograd,
     operands: &'a Operands<T>,
     /// The panel, transformed weights, sums, outputs.
-    memory: Workspace<T>,
+    memory: *mut T,
     /// The strips of the panel.
-    strips: Vec<Packed>,
+    strips: &'a mut Vec<Packed>,
     /// Where their outputs belong.
-    runs: Vec<OutRun>,
-    /// Group and part whose transformed weights are there, if they are kept.
-    kept: Option<(usize, usize)>,
+    runs: &'a mut Vec<OutRun>,
 }
 
 impl<T: Vector> Worker<'_, T> {
+    /// `kept` is whose transformed weights lie there (job, group, part), if the plan keeps them.
+    ///
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn task(&mut self, number: usize) -> bool {
+    unsafe fn task(&mut self, number: usize, job: usize, kept: &mut Option<[usize; 3]>) -> bool {
         let (c, plan) = (self.c, self.plan);
         let (panel, rest) = (number % plan.panels, number / plan.panels);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
@@ -127,9 +135,9 @@ impl<T: Vector> Worker<'_, T> {
                 self.strips.push(Packed { vectors, runs });
             }
             let channels = plan.tiling.channels_at(block.channels);
-            let known = plan.kept > 1 && self.kept == Some((group, part));
+            let known = plan.kept > 1 && *kept == Some([job, group, part]);
             for (number, tile) in self.kernel.tile_ranges(outputs.clone()).enumerate() {
-                let weights = self.memory.as_ptr();
+                let weights = self.memory;
                 let weights = weights.wrapping_add(number % plan.kept * plan.tile_weights_len());
                 // SAFETY: the caller vouches for the tensors; all strips are packed.
                 unsafe {
@@ -141,14 +149,14 @@ impl<T: Vector> Worker<'_, T> {
                     }
                 }
             }
-            self.kept = Some((group, part));
+            *kept = Some([job, group, part]);
         }
         finite
     }
 
     /// Where strip number `place` of the panel is kept.
     fn panel(&self, place: usize) -> *mut T {
-        self.memory.as_ptr().wrapping_add(self.plan.beside_len() + place * self.plan.strip_len())
+        self.memory.wrapping_add(self.plan.beside_len() + place * self.plan.strip_len())
     }
 
     /// Transforms the weights of some output channels.
@@ -207,7 +215,7 @@ impl<T: Vector> Worker<'_, T> {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let strip = &self.strips[place];
         let width = strip.vectors * plan.lanes;
-        let sums = self.memory.as_ptr().wrapping_add(plan.weights_len());
+        let sums = self.memory.wrapping_add(plan.weights_len());
         let finished = sums.wrapping_add(plan.sums_len());
         let output = block.group * c.outputs + outputs.start;
         let out = o.y.wrapping_add(output * o.y_strides[1]);

@@ -165,6 +165,9 @@ impl Tiling {
         }
         let (height, width) = (Axis::new(&c.height)?, Axis::new(&c.width)?);
         let tiles = c.batch * height.all_tiles() * width.all_tiles();
+        if tiles == 0 {
+            return None;
+        }
         let ([rows, other_rows], [columns, other_columns]) = (height.classes(), width.classes());
         let classes = [
             (rows, other_columns),
