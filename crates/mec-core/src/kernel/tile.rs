@@ -68,6 +68,13 @@ pub(crate) struct Tile<'a, T> {
     pub outputs: usize,
     /// What the sum is added to.
     pub onto: Onto<T>,
+    /// Windows below each other, at least 1: with few channels a call of its own for each took longer than
+    /// its sum.
+    pub rows: usize,
+    /// Elements from a window's panel to the next's.
+    pub panel_row: usize,
+    /// Elements from a window's columns to the next's.
+    pub out_row: usize,
 }
 
 struct Run<'a, T, const V: usize, const R: usize>(&'a Tile<'a, T>);
@@ -77,7 +84,23 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        for row in 0..self.0.rows {
+            // SAFETY: `tile`'s contract covers every window.
+            unsafe { self.window(simd, row) };
+        }
+    }
+}
+
+impl<T: Vector, const V: usize, const R: usize> Run<'_, T, V, R> {
+    /// One of the windows.
+    ///
+    /// # Safety
+    ///
+    /// As [`tile`], for window `row`.
+    #[inline(always)]
+    unsafe fn window<S: Simd>(&self, simd: S, row: usize) {
         let t = self.0;
+        let first_panel = t.panel.wrapping_add(row * t.panel_row);
         let mut acc = [[T::splat(simd, T::ZERO); V]; R];
         // Outputs beyond the last one repeat it, so that no read leaves the weight.
         let output: [isize; R] =
@@ -88,7 +111,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
                 std::array::from_fn(|r| t.weight.wrapping_offset(output[r]));
             match (t.weight_step, t.taps) {
                 (Some(_), [tap]) => {
-                    let (panel, mut at) = (t.panel.add(tap.panel), tap.weight);
+                    let (panel, mut at) = (first_panel.add(tap.panel), tap.weight);
                     for c in 0..t.channels {
                         step(simd, &mut acc, panel.add(c * t.panel_channel), &weight, at);
                         at += t.weight_channel;
@@ -98,7 +121,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
                     let gap = t.weight_channel - weight_step * t.taps.len() as isize;
                     let mut at = first.weight;
                     for c in 0..t.channels {
-                        let panel = t.panel.add(c * t.panel_channel);
+                        let panel = first_panel.add(c * t.panel_channel);
                         for tap in t.taps {
                             step(simd, &mut acc, panel.add(tap.panel), &weight, at);
                             at += weight_step;
@@ -108,7 +131,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
                 }
                 (_, taps) => {
                     for c in 0..t.channels {
-                        let panel = t.panel.add(c * t.panel_channel);
+                        let panel = first_panel.add(c * t.panel_channel);
                         let channel = c as isize * t.weight_channel;
                         for tap in taps {
                             let at = channel + tap.weight;
@@ -119,7 +142,8 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
             }
             // Accumulators must only be indexed by constants, or they leave the registers: hence
             // three short loops, which the compiler unrolls.
-            let out = |r: usize, v: usize| t.out[v].wrapping_add(r * t.out_channel);
+            let out =
+                |r: usize, v: usize| t.out[v].wrapping_add(r * t.out_channel + row * t.out_row);
             match t.onto {
                 Onto::Nothing => {
                     for r in 0..R {
@@ -185,7 +209,7 @@ pub(super) unsafe fn step<T: Vector, S: Simd, const V: usize, const R: usize>(
 ///
 /// # Safety
 ///
-/// The CPU has `I`. For each channel and tap, `V` vectors can be read from `panel` and one element
+/// The CPU has `I`. For each window, channel and tap, `V` vectors can be read from `panel` and one element
 /// from `weight` for each of `outputs`, of which there is at least one; a vector can be written (and,
 /// onto the output, read) in each of `outputs` rows of the first `V` of `out`; a bias has `outputs`
 /// elements.

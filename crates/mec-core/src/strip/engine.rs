@@ -96,6 +96,9 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
 /// times as long without, and c1, of a quarter of this size, 1.15 times as long with it (Zen 2).
 const FAR: usize = 1 << 20;
 
+/// Windows that are computed at once, of all phases together.
+const AT_ONCE: usize = MAX_PHASES;
+
 /// One thread's memory.
 struct Worker<'a, T: Copy + 'static> {
     kernel: &'a Kernel<T>,
@@ -237,28 +240,41 @@ impl<T: Vector> Worker<'_, T> {
             panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.memory.as_ptr());
             for outputs in self.kernel.tile_ranges(task.outputs.clone()) {
                 let weights = self.weights(task, panel, &outputs);
-                for row in 0..panel.rows {
-                    self.window(task, panel, channel_len, row, &outputs, &weights);
+                let mut row = 0;
+                while row < panel.rows {
+                    let rows = row..row + self.alike(task, panel, row);
+                    row = rows.end;
+                    self.windows(task, panel, channel_len, rows, &outputs, &weights);
                 }
             }
         }
     }
 
-    /// One window of the panel times some output channels: a tile for each phase.
+    /// How many windows from `row` on differ only by where they begin, and are computed at once.
+    fn alike(&self, task: &Task, panel: &Panel, row: usize) -> usize {
+        let common = task.common_rows.saturating_sub(panel.row + row);
+        // All taps take part in each, and the sums of all have room beside each other.
+        let same_taps = !task.c.transposed || task.c.height.taps == 1;
+        let most = if same_taps { AT_ONCE / task.c.phases().len() } else { 1 };
+        most.min(common).min(panel.rows - row).max(1)
+    }
+
+    /// Some windows of the panel that are alike, times some output channels: a tile for each phase.
     ///
     /// # Safety
     ///
     /// As [`run`]; the panel is packed.
-    unsafe fn window<'t>(
+    unsafe fn windows<'t>(
         &self,
         task: &Task,
         panel: &Panel,
         channel_len: usize,
-        row: usize,
+        rows: Range<usize>,
         outputs: &Range<usize>,
         weights: &Weights<'t, T>,
     ) {
         let (c, o, strip) = (task.c, self.operands, &task.strip);
+        let row = rows.start;
         // Rows differ by where they begin, but where a band has fewer rows than the others.
         let mut fewer;
         let (runs, registers, shift) = if panel.row + row < task.common_rows {
@@ -283,9 +299,12 @@ impl<T: Vector> Worker<'_, T> {
         // What is stored waits for its line, and lines are far apart: ask for those of the next window.
         if task.far {
             for run in runs {
-                let last = run.offset + (run.columns - 1) * out_column + task.out_row;
+                let last = run.offset + (run.columns - 1) * out_column;
                 for r in 0..outputs.len() {
-                    prefetch(out.wrapping_add(last + r * o.y_strides[1]));
+                    for next in rows.len()..2 * rows.len() {
+                        let row = next * task.out_row;
+                        prefetch(out.wrapping_add(last + row + r * o.y_strides[1]));
+                    }
                 }
             }
         }
@@ -309,6 +328,9 @@ impl<T: Vector> Worker<'_, T> {
             out_channel: o.y_strides[1],
             outputs: outputs.len(),
             onto,
+            rows: rows.len(),
+            panel_row: task.window_step,
+            out_row: task.out_row,
         };
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.
         unsafe {
@@ -318,9 +340,10 @@ impl<T: Vector> Worker<'_, T> {
                 self.kernel.tile(strip.bundles, &tile);
                 return;
             }
-            let mut aside = MaybeUninit::<[T; MAX_PHASES * MAX_COLUMNS * MAX_CHANNELS]>::uninit();
+            let mut aside = MaybeUninit::<[T; AT_ONCE * MAX_COLUMNS * MAX_CHANNELS]>::uninit();
             let aside = aside.as_mut_ptr().cast::<T>();
             tile.out_channel = c.phases().len() * strip.width;
+            tile.out_row = outputs.len() * tile.out_channel;
             tile.onto = Onto::Nothing;
             let mut taps = weights.taps;
             for (number, phase) in c.phases().iter().enumerate() {
@@ -333,18 +356,20 @@ impl<T: Vector> Worker<'_, T> {
                 self.kernel.tile(strip.bundles, &tile);
                 tile.weight = tile.weight.wrapping_add(weights.phase * these.len());
             }
-            self.kernel.scatter(&Scatter {
-                tile: aside,
-                tile_phase: strip.width,
-                phases: c.phases().len(),
-                channels: outputs.len(),
-                runs,
-                last_phases: c.last_phases(),
-                out,
-                out_channel: o.y_strides[1],
-                out_column,
-                onto,
-            });
+            for number in 0..rows.len() {
+                self.kernel.scatter(&Scatter {
+                    tile: aside.add(number * tile.out_row),
+                    tile_phase: strip.width,
+                    phases: c.phases().len(),
+                    channels: outputs.len(),
+                    runs,
+                    last_phases: c.last_phases(),
+                    out: out.wrapping_add(number * task.out_row),
+                    out_channel: o.y_strides[1],
+                    out_column,
+                    onto,
+                });
+            }
         }
     }
 }
