@@ -403,7 +403,7 @@ impl<T: Vector> Kernel<T> {
         unsafe { (self.transform_inputs)(t) }
     }
 
-    /// Transforms the weights of an output for Winograd's filtering.
+    /// Transforms the weights of some outputs for Winograd's filtering.
     ///
     /// # Safety
     ///

@@ -71,10 +71,14 @@ pub(crate) struct TransformInputs<T> {
     pub len: usize,
 }
 
-/// The weights of one output, to be transformed: `G g G'`.
+/// The weights of some outputs, to be transformed: `G g G'`.
 pub struct TransformWeights<T> {
-    /// Kernel element (0, 0) of the first channel.
+    /// Kernel element (0, 0) of the first output and channel.
     pub from: *const T,
+    /// Elements from an output to the next.
+    pub output: isize,
+    /// Outputs.
+    pub outputs: usize,
     /// Elements from a kernel row to the next, and from a kernel column to the next.
     pub steps: [isize; 2],
     /// Kernel rows and columns, 1 to 3 each; what is missing of 3 counts as zero.
@@ -83,10 +87,10 @@ pub struct TransformWeights<T> {
     pub channel: isize,
     /// Channels, at least 1.
     pub channels: usize,
-    /// Elements from a channel's weights to some that will be read soon.
-    pub ahead: isize,
-    /// Position 0 of the first channel.
+    /// Position 0 of the first output and channel.
     pub to: *mut T,
+    /// Elements from an output to the next, there.
+    pub to_output: usize,
     /// Elements from a position to the next.
     pub position: usize,
 }
@@ -244,28 +248,33 @@ impl<T: Vector> WithSimd for Weights<'_, T> {
         let lanes = T::lanes::<S>();
         let zero = T::splat(simd, T::ZERO);
         for c in (0..t.channels).step_by(lanes) {
-            let from = t.from.wrapping_offset(c as isize * t.channel);
             let count = (t.channels - c).min(lanes);
-            let mut half = [[zero; 3]; SIDE];
-            // SAFETY: `transform_weights`'s contract covers every kernel element of every channel.
-            unsafe {
-                for x in 0..3 {
-                    let mut column = [zero; 3];
-                    for y in 0..3 {
-                        if y < t.taps[0] && x < t.taps[1] {
-                            let at = y as isize * t.steps[0] + x as isize * t.steps[1];
-                            column[y] = T::gather::<S>(from.wrapping_offset(at), t.channel, count);
+            for r in 0..t.outputs {
+                let from = c as isize * t.channel + r as isize * t.output;
+                let from = t.from.wrapping_offset(from);
+                let mut half = [[zero; 3]; SIDE];
+                // SAFETY: `transform_weights`'s contract covers every kernel element of every channel.
+                unsafe {
+                    for x in 0..3 {
+                        let mut column = [zero; 3];
+                        for y in 0..3 {
+                            if y < t.taps[0] && x < t.taps[1] {
+                                let at = y as isize * t.steps[0] + x as isize * t.steps[1];
+                                let from = from.wrapping_offset(at);
+                                column[y] = T::gather::<S>(from, t.channel, count);
+                            }
+                        }
+                        let column = weights::<T, S>(simd, column);
+                        for i in 0..SIDE {
+                            half[i][x] = column[i];
                         }
                     }
-                    let column = weights::<T, S>(simd, column);
                     for i in 0..SIDE {
-                        half[i][x] = column[i];
-                    }
-                }
-                for i in 0..SIDE {
-                    let row = weights::<T, S>(simd, half[i]);
-                    for j in 0..SIDE {
-                        T::store::<S>(t.to.add((i * SIDE + j) * t.position + c), row[j]);
+                        let row = weights::<T, S>(simd, half[i]);
+                        for j in 0..SIDE {
+                            let to = (i * SIDE + j) * t.position + r * t.to_output + c;
+                            T::store::<S>(t.to.add(to), row[j]);
+                        }
                     }
                 }
             }
@@ -561,7 +570,7 @@ pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInputs<T>)
     unsafe { I::token() }.vectorize(Inputs(t));
 }
 
-/// Transforms the weights of one output.
+/// Transforms the weights of some outputs.
 ///
 /// # Safety
 ///

@@ -276,70 +276,95 @@ unsafe fn by_rows<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
     // The row at the highest address is read from the element before it: the fourth of any other row lies
     // before the next one's end.
     let highest = if t.steps[0] < 0 { 0 } else { ROWS - 1 };
+    // Channels outermost: where outputs lie beside each other, each channel's are met together.
     for c in (0..t.channels).step_by(LANES) {
-        let first = t.from.wrapping_offset(c as isize * t.channel + lowest);
-        let channel: [*const f32; LANES] = std::array::from_fn(|lane| {
-            first.wrapping_offset(lane.min(t.channels - 1 - c) as isize * t.channel)
-        });
-        for lane in 0..LANES {
-            let ahead = channel[lane].wrapping_offset(t.ahead);
-            prefetch(ahead);
-            // Rows of a larger kernel lie further apart than a line reaches.
-            if t.steps[0].abs() > 3 {
-                prefetch(ahead.wrapping_offset((ROWS as isize - 1) * t.steps[0]));
-            }
-        }
-        let mut kernel = [[_mm256_setzero_ps(); 3]; 3];
-        for y in 0..ROWS {
-            let before = extra && y == highest;
-            let at = y as isize * t.steps[0] - isize::from(before);
-            let mut read = [_mm_setzero_ps(); LANES];
-            for lane in 0..LANES {
-                let from = channel[lane].wrapping_offset(at);
-                // SAFETY: the caller vouches for the kernel's elements, between which these lie.
-                read[lane] = unsafe {
-                    match (extra, COLUMNS) {
-                        (true, _) => _mm_loadu_ps(from),
-                        (_, 2) => _mm_castpd_ps(_mm_load_sd(from.cast())),
-                        _ => {
-                            let (low, high) =
-                                (_mm_loadu_ps(from), _mm_loadu_ps(from.wrapping_add(1)));
-                            _mm_shuffle_ps::<0xf8>(low, high)
-                        }
+        for r in 0..t.outputs {
+            let from = c as isize * t.channel + r as isize * t.output + lowest;
+            // SAFETY: the caller vouches for the weights of these channels, and for both sides.
+            unsafe {
+                let count = t.channels - c;
+                let from = t.from.wrapping_offset(from);
+                let kernel = channels::<ROWS, COLUMNS, STEP>(t, from, count, extra, highest);
+                let to = t.to.add(r * t.to_output + c);
+                let mut half = [[_mm256_setzero_ps(); 3]; SIDE];
+                for x in 0..COLUMNS {
+                    let column = weights(kernel[x]);
+                    for i in 0..SIDE {
+                        half[i][x] = column[i];
                     }
-                };
-            }
-            let [a, b, c, d] = quads([
-                _mm256_set_m128(read[4], read[0]),
-                _mm256_set_m128(read[5], read[1]),
-                _mm256_set_m128(read[6], read[2]),
-                _mm256_set_m128(read[7], read[3]),
-            ]);
-            let ascending = match (extra, COLUMNS, before) {
-                (true, 3, true) => [b, c, d],
-                (true, 2, false) => [a, c, c],
-                (true, 2, true) => [b, d, d],
-                _ => [a, b, c],
-            };
-            for x in 0..COLUMNS {
-                kernel[x][y] = ascending[if STEP < 0 { COLUMNS - 1 - x } else { x }];
-            }
-        }
-        let mut half = [[_mm256_setzero_ps(); 3]; SIDE];
-        for x in 0..COLUMNS {
-            let column = weights(kernel[x]);
-            for i in 0..SIDE {
-                half[i][x] = column[i];
-            }
-        }
-        for i in 0..SIDE {
-            let row = weights(half[i]);
-            for j in 0..SIDE {
-                // SAFETY: the caller vouches for whole registers at each position.
-                unsafe { _mm256_storeu_ps(t.to.add((i * SIDE + j) * t.position + c), row[j]) };
+                }
+                for i in 0..SIDE {
+                    let row = weights(half[i]);
+                    for j in 0..SIDE {
+                        _mm256_storeu_ps(to.add((i * SIDE + j) * t.position), row[j]);
+                    }
+                }
             }
         }
     }
+}
+
+/// The kernel elements of 8 channels, by columns and rows: of the first `count` from `first` on, their
+/// lowest column. Those of the next 8 are asked for.
+///
+/// # Safety
+///
+/// As [`by_rows`].
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn channels<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
+    t: &TransformWeights<f32>,
+    first: *const f32,
+    count: usize,
+    extra: bool,
+    highest: usize,
+) -> [[__m256; 3]; 3] {
+    let mut channel = [first; LANES];
+    for lane in 0..LANES {
+        channel[lane] = first.wrapping_offset(lane.min(count - 1) as isize * t.channel);
+        let ahead = channel[lane].wrapping_offset(LANES as isize * t.channel);
+        prefetch(ahead);
+        // Rows of a larger kernel lie further apart than a line reaches.
+        if t.steps[0].abs() > 3 {
+            prefetch(ahead.wrapping_offset((ROWS as isize - 1) * t.steps[0]));
+        }
+    }
+    let mut kernel = [[_mm256_setzero_ps(); 3]; 3];
+    for y in 0..ROWS {
+        let before = extra && y == highest;
+        let at = y as isize * t.steps[0] - isize::from(before);
+        let mut read = [_mm_setzero_ps(); LANES];
+        for lane in 0..LANES {
+            let from = channel[lane].wrapping_offset(at);
+            // SAFETY: the caller vouches for the kernel's elements, between which these lie.
+            read[lane] = unsafe {
+                match (extra, COLUMNS) {
+                    (true, _) => _mm_loadu_ps(from),
+                    (_, 2) => _mm_castpd_ps(_mm_load_sd(from.cast())),
+                    _ => {
+                        let (low, high) = (_mm_loadu_ps(from), _mm_loadu_ps(from.wrapping_add(1)));
+                        _mm_shuffle_ps::<0xf8>(low, high)
+                    }
+                }
+            };
+        }
+        let [a, b, c, d] = quads([
+            _mm256_set_m128(read[4], read[0]),
+            _mm256_set_m128(read[5], read[1]),
+            _mm256_set_m128(read[6], read[2]),
+            _mm256_set_m128(read[7], read[3]),
+        ]);
+        let ascending = match (extra, COLUMNS, before) {
+            (true, 3, true) => [b, c, d],
+            (true, 2, false) => [a, c, c],
+            (true, 2, true) => [b, d, d],
+            _ => [a, b, c],
+        };
+        for x in 0..COLUMNS {
+            kernel[x][y] = ascending[if STEP < 0 { COLUMNS - 1 - x } else { x }];
+        }
+    }
+    kernel
 }
 
 /// `G g`.

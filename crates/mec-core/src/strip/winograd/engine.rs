@@ -171,30 +171,26 @@ impl<T: Vector> Worker<'_, T> {
             axis.reach.weight_first as isize + piece.tap as isize * axis.reach.weight_step
         };
         let step = |axis: &Axis| axis.tap_step as isize * axis.reach.weight_step;
-        // What is read next: another output's, or where outputs lie beside each other, another tile's.
-        let ahead = if self.c.transposed { outputs.len() as isize * output } else { output };
-        for (r, output_channel) in outputs.clone().enumerate() {
-            let from = block.group as isize * group
-                + output_channel as isize * output
-                + block.first as isize * channel;
-            for (number, (rows, columns)) in tiling.pieces().enumerate() {
-                let at =
-                    element(&tiling.height, rows) * row + element(&tiling.width, columns) * column;
-                let place = r * plan.weights_pitch() + number * block.channels;
-                // SAFETY: the caller vouches for the weights, the plan for the room; registers that are
-                // not whole reach into what is written next.
-                unsafe {
-                    self.kernel.transform_weights(&TransformWeights {
-                        from: o.weight.wrapping_offset(from + at),
-                        steps: [step(&tiling.height) * row, step(&tiling.width) * column],
-                        taps: [rows.taps, columns.taps],
-                        channel,
-                        channels: block.channels,
-                        ahead,
-                        to: to.wrapping_add(place),
-                        position: plan.outputs * plan.weights_pitch(),
-                    });
-                }
+        let from = block.group as isize * group
+            + outputs.start as isize * output
+            + block.first as isize * channel;
+        for (number, (rows, columns)) in tiling.pieces().enumerate() {
+            let at = element(&tiling.height, rows) * row + element(&tiling.width, columns) * column;
+            // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not
+            // whole reach into what is written next, or that does not count.
+            unsafe {
+                self.kernel.transform_weights(&TransformWeights {
+                    from: o.weight.wrapping_offset(from + at),
+                    output,
+                    outputs: outputs.len(),
+                    steps: [step(&tiling.height) * row, step(&tiling.width) * column],
+                    taps: [rows.taps, columns.taps],
+                    channel,
+                    channels: block.channels,
+                    to: to.wrapping_add(number * block.channels),
+                    to_output: plan.weights_pitch(),
+                    position: plan.outputs * plan.weights_pitch(),
+                });
             }
         }
     }
