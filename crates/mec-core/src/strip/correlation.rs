@@ -80,7 +80,7 @@ impl Reach {
     }
 
     /// One tap at every position, in place: the axis can be joined with its neighbour.
-    fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         self.taps == 1
             && self.step == 1
             && self.base == 0

@@ -253,8 +253,8 @@ impl<T: Vector> Worker<'_, T> {
     /// How many windows from `row` on differ only by where they begin, and are computed at once.
     fn alike(&self, task: &Task, panel: &Panel, row: usize) -> usize {
         let common = task.common_rows.saturating_sub(panel.row + row);
-        // All taps take part in each, and the sums of all have room beside each other.
-        let same_taps = !task.c.transposed || task.c.height.taps == 1;
+        // The same taps take part in each, and the sums of all have room beside each other.
+        let same_taps = !task.c.transposed || task.c.height.is_pointwise();
         let most = if same_taps { AT_ONCE / task.c.phases().len() } else { 1 };
         most.min(common).min(panel.rows - row).max(1)
     }
