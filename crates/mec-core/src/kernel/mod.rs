@@ -28,8 +28,8 @@ pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
-    Accumulate, Multiply, POSITIONS, PackTiles, SIDE, TransformGradients, TransformInputs,
-    TransformOutputs, TransformSums, TransformWeights,
+    Accumulate, Multiply, PHASES, POSITIONS, PackPhases, PackTiles, SIDE, TransformGradients,
+    TransformInputs, TransformOutputs, TransformSums, TransformWeights, Winograd,
 };
 
 use simd::Isa;
@@ -49,11 +49,27 @@ const SIZES: usize = 5;
 /// them for nothing) in the latency of 10.
 pub(crate) const FEW: usize = 3;
 
+/// Most channels of the three largest tiles; then come [`FEW`] and one.
+#[derive(Debug, Clone, Copy)]
+struct TileSizes([usize; 3]);
+
+impl TileSizes {
+    /// The tile for `outputs` channels.
+    fn of(self, outputs: usize) -> usize {
+        let Self([most, fewer, fewest]) = self;
+        debug_assert!(outputs >= 1 && outputs <= most);
+        match outputs {
+            1 => 4,
+            n if n <= FEW => 3,
+            n if n <= fewest => 2,
+            n if n <= fewer => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// A forward micro-kernel of one size.
 type TileFn<T> = unsafe fn(&Tile<T>);
-
-/// The same of Winograd's filtering.
-type MultiplyFn<T> = unsafe fn(&Multiply<T>);
 
 /// What differs between instruction sets besides the width of a register.
 struct Sizes {
@@ -99,15 +115,15 @@ pub(crate) struct Kernel<T: 'static> {
     pub vectors: usize,
     /// Most channels of a tile.
     pub channels: usize,
-    /// Most channels of the next two smaller tiles.
-    smaller: [usize; 2],
+    /// Which tile has how many channels.
+    sizes: TileSizes,
     /// Whether channels are dealt to tiles evenly, or to as many full tiles as they fill.
     pub even_tiles: bool,
     /// Bytes of a panel that stays in the second-level cache beside what else passes through it.
     pub panel_bytes: usize,
     /// Rows a panel should serve where weights are packed for it.
     pub packed_rows: usize,
-    /// Tiles by vectors of columns (1, 2, 3) and by channels (all, the two `smaller`, `FEW`, one).
+    /// Tiles by vectors of columns (1, 2, 3) and by channels, as `sizes` says.
     tiles: [[TileFn<T>; SIZES]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
     /// Weight-gradient tiles by vectors of channels (1 to 4).
@@ -120,16 +136,8 @@ pub(crate) struct Kernel<T: 'static> {
     transpose: unsafe fn(&Transpose<T>),
     pack: unsafe fn(&Pack<T>),
     scatter: unsafe fn(&Scatter<T>),
-    pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
-    transform_inputs: unsafe fn(&TransformInputs<T>),
-    transform_weights: unsafe fn(&TransformWeights<T>),
-    /// As `tiles`.
-    multiplies: [[MultiplyFn<T>; SIZES]; MAX_VECTORS],
-    transform_outputs: unsafe fn(&TransformOutputs<T>) -> bool,
-    /// As `outers`.
-    accumulates: [unsafe fn(&Accumulate<T>); 4],
-    transform_gradients: unsafe fn(&TransformGradients<T>),
-    transform_sums: unsafe fn(&TransformSums<T>) -> bool,
+    /// Winograd's filtering.
+    pub winograd: Winograd<T>,
 }
 
 impl<T: Vector> Kernel<T> {
@@ -185,7 +193,7 @@ impl<T: Vector> Kernel<T> {
             lanes: size_of::<T::Of<I::Token>>() / size_of::<T>(),
             vectors,
             channels: R,
-            smaller: [FEWER, FEWEST],
+            sizes: TileSizes([R, FEWER, FEWEST]),
             even_tiles,
             panel_bytes,
             packed_rows,
@@ -208,23 +216,7 @@ impl<T: Vector> Kernel<T> {
             transpose: moves.transpose,
             pack: moves.pack,
             scatter: lanes::scatter::<T, I>,
-            transform_inputs: winograd::transform_inputs::<T, I>,
-            pack_tiles: moves.pack_tiles,
-            transform_weights: moves.transform_weights,
-            multiplies: [
-                Self::multiplies_of::<I, 1, R, FEWER, FEWEST>(),
-                Self::multiplies_of::<I, 2, R, FEWER, FEWEST>(),
-                Self::multiplies_of::<I, 3, R, FEWER, FEWEST>(),
-            ],
-            transform_outputs: winograd::transform_outputs::<T, I>,
-            accumulates: [
-                winograd::accumulate::<T, I, 1>,
-                winograd::accumulate::<T, I, 2>,
-                winograd::accumulate::<T, I, 3>,
-                winograd::accumulate::<T, I, 4>,
-            ],
-            transform_gradients: winograd::transform_gradients::<T, I>,
-            transform_sums: winograd::transform_sums::<T, I>,
+            winograd: Winograd::new::<I, R, FEWER, FEWEST>(&moves),
         }
     }
 
@@ -241,22 +233,6 @@ impl<T: Vector> Kernel<T> {
             tile::tile::<T, I, V, FEWEST>,
             tile::tile::<T, I, V, FEW>,
             tile::tile::<T, I, V, 1>,
-        ]
-    }
-
-    const fn multiplies_of<
-        I: Isa,
-        const V: usize,
-        const R: usize,
-        const FEWER: usize,
-        const FEWEST: usize,
-    >() -> [MultiplyFn<T>; SIZES] {
-        [
-            winograd::multiply::<T, I, V, R>,
-            winograd::multiply::<T, I, V, FEWER>,
-            winograd::multiply::<T, I, V, FEWEST>,
-            winograd::multiply::<T, I, V, FEW>,
-            winograd::multiply::<T, I, V, 1>,
         ]
     }
 
@@ -277,20 +253,7 @@ impl<T: Vector> Kernel<T> {
     /// As [`tile::tile`], `vectors` being `V` and [`Kernel::channels`] `R`.
     pub unsafe fn tile(&self, vectors: usize, tile: &Tile<T>) {
         // SAFETY: the caller vouches for the tile, this value for the CPU.
-        unsafe { self.tiles[vectors - 1][self.size(tile.outputs)](tile) }
-    }
-
-    /// Which of the sizes of tiles has `outputs` channels.
-    fn size(&self, outputs: usize) -> usize {
-        debug_assert!(outputs >= 1 && outputs <= self.channels);
-        let [fewer, fewest] = self.smaller;
-        match outputs {
-            1 => 4,
-            n if n <= FEW => 3,
-            n if n <= fewest => 2,
-            n if n <= fewer => 1,
-            _ => 0,
-        }
+        unsafe { self.tiles[vectors - 1][self.sizes.of(tile.outputs)](tile) }
     }
 
     /// Copies the weights of one tile as `[channel][tap][Kernel::channels]`.
@@ -371,95 +334,5 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn scatter(&self, scatter: &Scatter<T>) {
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { (self.scatter)(scatter) }
-    }
-
-    /// Whether [`Kernel::pack_tiles`] can be called.
-    pub fn packs_tiles(&self) -> bool {
-        self.pack_tiles.is_some()
-    }
-
-    /// Packs and transforms one run of tiles for all channels.
-    ///
-    /// # Panics
-    ///
-    /// Where [`Kernel::packs_tiles`] denies it.
-    ///
-    /// # Safety
-    ///
-    /// As [`PackTiles`] says.
-    pub unsafe fn pack_tiles(&self, p: &PackTiles<T>) {
-        let pack = self.pack_tiles.expect("asked for where it is there");
-        // SAFETY: the caller vouches for the run, this value for the CPU.
-        unsafe { pack(p) }
-    }
-
-    /// Transforms the inputs of tiles for Winograd's filtering, in place.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::transform_inputs`].
-    pub unsafe fn transform_inputs(&self, t: &TransformInputs<T>) {
-        // SAFETY: the caller vouches for the inputs, this value for the CPU.
-        unsafe { (self.transform_inputs)(t) }
-    }
-
-    /// Transforms the weights of some outputs for Winograd's filtering.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::transform_weights`].
-    pub unsafe fn transform_weights(&self, t: &TransformWeights<T>) {
-        // SAFETY: the caller vouches for the weights, this value for the CPU.
-        unsafe { (self.transform_weights)(t) }
-    }
-
-    /// Multiplies a strip of `vectors` registers of tiles with the weights of some outputs.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::multiply`], `vectors` being `V` and [`Kernel::channels`] `R`.
-    pub unsafe fn multiply(&self, vectors: usize, m: &Multiply<T>) {
-        // SAFETY: the caller vouches for the operands, this value for the CPU.
-        unsafe { self.multiplies[vectors - 1][self.size(m.outputs)](m) }
-    }
-
-    /// Transforms sums of products into outputs, and says whether all are finite.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::transform_outputs`].
-    pub unsafe fn transform_outputs(&self, t: &TransformOutputs<T>) -> bool {
-        // SAFETY: the caller vouches for the sums, this value for the CPU.
-        unsafe { (self.transform_outputs)(t) }
-    }
-
-    /// Multiplies some channels' inputs with `vectors` registers of gradients, and sums over tiles.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::accumulate`], `vectors` being `V`.
-    pub unsafe fn accumulate(&self, vectors: usize, a: &Accumulate<T>) {
-        // SAFETY: the caller vouches for the operands, this value for the CPU.
-        unsafe { (self.accumulates[vectors - 1])(a) }
-    }
-
-    /// Transforms the gradients of outputs.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::transform_gradients`].
-    pub unsafe fn transform_gradients(&self, t: &TransformGradients<T>) {
-        // SAFETY: the caller vouches for the gradients, this value for the CPU.
-        unsafe { (self.transform_gradients)(t) }
-    }
-
-    /// Transforms sums of products into a weight gradient, and says whether all of it is finite.
-    ///
-    /// # Safety
-    ///
-    /// As [`winograd::transform_sums`].
-    pub unsafe fn transform_sums(&self, t: &TransformSums<T>) -> bool {
-        // SAFETY: the caller vouches for the sums, this value for the CPU.
-        unsafe { (self.transform_sums)(t) }
     }
 }

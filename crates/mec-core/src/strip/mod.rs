@@ -1,9 +1,11 @@
-//! `Algorithm::Strip`: MEC whose lowered matrix exists one packed panel at a time.
+//! `Algorithm::Strip`, MEC whose lowered matrix exists one packed panel at a time, and `Algorithm::Winograd`,
+//! whose transformed input does.
 //!
 //! - `correlation`: the problem, in the one form that serves forward pass and input gradient;
 //! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops, and in
 //!   `engine/weights` where they find their weights;
 //! - `blocks`, `weight_gradient`: the weight gradient, as plain data and its loops;
+//! - `winograd`: all three passes with fewer multiplications, where that is sooner;
 //! - `depthwise`, `bias_gradient`: what needs no panel;
 //! - `buffer`: memory; `workers`: threads.
 //!

@@ -18,8 +18,10 @@
 //! at a stride, taps with one remainder by the stride are pieces of their own (of 11 taps at stride 4:
 //! 3, 3, 3 and 2). At a dilation it is outputs that far apart that share a tile.
 //!
-//! This file is the problem and the plan, as plain data; `engine` runs it.
+//! `tiling` is the problem, this file the plan, `engine` runs it; `blocks` and `weight_gradient` are the same of
+//! the weight gradient.
 
+mod blocks;
 mod engine;
 mod tiling;
 mod weight_gradient;
@@ -28,10 +30,11 @@ use super::correlation::Correlation;
 use super::strips::TileSize;
 use crate::kernel::{POSITIONS, SIDE};
 use crate::plan::Piece as Shown;
+pub(crate) use blocks::Blocks;
 use engine::list_bytes;
 pub(crate) use engine::run;
 use tiling::{GAP, OUTPUTS, Tiling};
-pub(crate) use weight_gradient::{Blocks, run as run_weight_gradient};
+pub(crate) use weight_gradient::run as run_weight_gradient;
 
 /// The plan of one correlation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,6 +65,7 @@ fn options() -> Vec<Problem> {
         problem("stride 2, same", [2, 4, 8, 8], [5, 4, 3, 3]).stride(2, 2).same(1),
         problem("stride 3, 5x5", [2, 2, 17, 14], [3, 2, 5, 5]).stride(3, 3).same(2),
         problem("stride 4, 11x11", [1, 3, 35, 35], [8, 3, 11, 11]).stride(4, 4),
+        problem("stride 4, 11x11, many columns", [1, 2, 15, 83], [4, 2, 11, 11]).stride(4, 4),
         problem("stride equal to the kernel", [2, 3, 12, 16], [6, 3, 4, 4]).stride(4, 4),
         problem("stride larger than the kernel", [2, 3, 13, 14], [4, 3, 2, 2]).stride(5, 4),
         problem("stride larger, padded", [2, 3, 11, 12], [4, 3, 2, 3]).stride(4, 5).same(1),

@@ -179,7 +179,7 @@ impl<T: Vector> Worker<'_, T> {
             // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not
             // whole reach into what is written next, or that does not count.
             unsafe {
-                self.kernel.transform_weights(&TransformWeights {
+                self.kernel.winograd.transform_weights(&TransformWeights {
                     from: o.weight.wrapping_offset(from + at),
                     output,
                     outputs: outputs.len(),
@@ -223,7 +223,7 @@ impl<T: Vector> Worker<'_, T> {
         };
         // SAFETY: panel and weights hold what the tiles read; the runs are places of the output.
         unsafe {
-            self.kernel.multiply(
+            self.kernel.winograd.multiply(
                 strip.vectors,
                 &Multiply {
                     inputs: self.panel(place),
@@ -238,7 +238,7 @@ impl<T: Vector> Worker<'_, T> {
                     sum_position: plan.outputs * width,
                 },
             );
-            let finite = self.kernel.transform_outputs(&TransformOutputs {
+            let finite = self.kernel.winograd.transform_outputs(&TransformOutputs {
                 from: sums,
                 position: plan.outputs * width,
                 width,

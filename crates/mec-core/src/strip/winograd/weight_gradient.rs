@@ -12,12 +12,11 @@
 //!   transform the sums, and add them, transposed, to the result
 //! ```
 
-use super::tiling::{Axis, GAP, MAX_TILES, OUTPUTS, Panel, Strip, Tiling};
+use super::blocks::Blocks;
+use super::tiling::{Axis, OUTPUTS, Panel, Strip};
 use crate::kernel::{
-    Accumulate, Kernel, POSITIONS, SIDE, STEPS, TransformGradients, TransformSums, Transpose,
-    Vector,
+    Accumulate, Kernel, SIDE, TransformGradients, TransformSums, Transpose, Vector,
 };
-use crate::plan::Piece as Shown;
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
 use crate::strip::panel::Source;
@@ -28,160 +27,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The position at which `A dy A'` is the sum of a tile's gradients: the bias gradient's.
 const SUM: usize = SIDE + 1;
-
-/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on the
-/// number of threads.
-const TASKS_WANTED: usize = 16;
-
-/// Tiles a part should sum over: transforming and adding a part costs about as much as 20.
-const TILES_WANTED: usize = 128;
-
-/// Bytes of a thread's workspace, at most: larger blocks gain a few hundredths.
-const BYTES: usize = 512 << 10;
-
-/// Cycles, as in the forward pass's estimate: a multiply-add of registers.
-const PRODUCT: f64 = 0.53;
-/// Loading and storing the sums of one channel and output channel at one position.
-const CALL: f64 = 0.5;
-/// The same in the plain weight gradient.
-const PLAIN_PRODUCT: f64 = 0.66;
-/// Packing and transforming a register of tiles, of one piece and channel.
-const INPUT: f64 = 90.0;
-/// Transposing and transforming a register of tiles' gradients of one output channel.
-const GRADIENT: f64 = 35.0;
-/// Transforming and adding one piece's sums, for one channel and output channel of each part.
-const SUMS: f64 = 8.0;
-
-/// The plan of a weight gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Blocks {
-    tiling: Tiling,
-    /// Strips the tiles are dealt to, evenly.
-    strips: usize,
-    /// Lanes of the widest strip.
-    width: usize,
-    /// Input channels of a block.
-    channels: usize,
-    /// Output channels of a block: whole registers.
-    outputs: usize,
-    /// Parts the strips are divided into.
-    parts: usize,
-    /// Output channels of a tile of the micro-kernel.
-    tile: usize,
-}
-
-impl Blocks {
-    /// Plans the weight gradient of forward correlation `c` for at most `limit` bytes in each thread, if
-    /// that is sooner than the plain one, or `forced`. It depends on the problem and the limit alone.
-    pub fn new<T: Vector>(
-        c: &Correlation,
-        kernel: &Kernel<T>,
-        limit: usize,
-        forced: bool,
-    ) -> Option<Self> {
-        let tiling = Tiling::new(c)?;
-        let tile = kernel.outer_vectors * kernel.lanes;
-        let all = c.outputs.next_multiple_of(kernel.lanes);
-        let registers = (tiling.tiles as f64) / kernel.lanes as f64;
-        let pieces = tiling.count() as f64;
-        let pairs = (c.groups * c.channels * c.outputs) as f64;
-        let mut best = (f64::INFINITY, None);
-        let output_blocks = (1..=all / kernel.lanes).map(|n| all.div_ceil(n));
-        for outputs in output_blocks.map(|outputs| outputs.next_multiple_of(kernel.lanes)) {
-            for most in [MAX_TILES, MAX_TILES / 2] {
-                let strips = tiling.tiles.div_ceil(most);
-                let width = tiling.tiles.div_ceil(strips).next_multiple_of(kernel.lanes);
-                let fits = |plan: &Self| plan.worker_bytes::<T>(c) <= limit.min(BYTES);
-                let plans = (1..=c.channels).map(|n| {
-                    let channels = c.channels.div_ceil(n);
-                    Self { tiling, strips, width, channels, outputs, parts: 1, tile }
-                });
-                let Some(mut plan) = plans.into_iter().find(fits) else { continue };
-                let most = (tiling.tiles / TILES_WANTED).min(strips).max(1);
-                plan.parts = TASKS_WANTED.div_ceil(plan.blocks(c)).min(most);
-                let [output_blocks, channel_blocks] =
-                    [c.outputs.div_ceil(outputs), c.channels.div_ceil(plan.channels)];
-                // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
-                let channels = c.channels.next_multiple_of(STEPS);
-                let products = (c.groups * channels * c.outputs * tiling.products()) as f64;
-                let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
-                    + (c.groups * c.channels * output_blocks) as f64 * pieces * registers * INPUT
-                    + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
-                    + plan.parts as f64 * pairs * pieces * SUMS;
-                if cycles < best.0 {
-                    best = (cycles, Some(plan));
-                }
-            }
-        }
-        let positions = (c.batch * c.height.output * c.width.output) as f64;
-        let plain = pairs * c.taps() as f64 * positions / kernel.lanes as f64 * PLAIN_PRODUCT;
-        best.1.filter(|_| forced || best.0 < 0.95 * plain)
-    }
-
-    /// Input channels times pieces of a block.
-    fn depth(&self) -> usize {
-        self.tiling.count() * self.channels
-    }
-
-    /// Elements from a position to the next: in the panel, in a transformed tile of `dy`, in the sums. The
-    /// sums have room for the bias behind the channels.
-    fn positions(&self) -> [usize; 3] {
-        [
-            self.depth() * self.width + GAP,
-            self.width * self.tile + GAP,
-            (self.depth() + 1) * self.outputs + GAP,
-        ]
-    }
-
-    /// Elements of the panel, of a tile of `dy` before and after it is transformed, of the sums and of the
-    /// ones.
-    fn lens(&self) -> [usize; 5] {
-        let [panel, dy, sums] = self.positions().map(|position| POSITIONS * position);
-        [panel, OUTPUTS * OUTPUTS * self.width * self.tile, dy, sums, self.width]
-    }
-
-    /// Elements of workspace for each thread. The result lies where panel and `dy` were.
-    fn workspace_len(&self, c: &Correlation) -> usize {
-        let [panel, raw, dy, sums, ones] = self.lens();
-        (panel + raw + dy).max(self.channels * c.taps() * self.outputs) + sums + ones
-    }
-
-    /// Bytes that [`run`] takes for each thread.
-    pub fn worker_bytes<T>(&self, c: &Correlation) -> usize {
-        self.workspace_len(c) * size_of::<T>()
-    }
-
-    /// Blocks of the result.
-    fn blocks(&self, c: &Correlation) -> usize {
-        c.groups * c.channels.div_ceil(self.channels) * c.outputs.div_ceil(self.outputs)
-    }
-
-    /// Independent tasks.
-    pub fn tasks(&self, c: &Correlation) -> usize {
-        self.blocks(c) * self.parts
-    }
-
-    /// Bytes of the list of parts that are done: none where blocks have a single part.
-    pub fn shared_bytes(&self, c: &Correlation) -> usize {
-        if self.parts > 1 { self.blocks(c) * size_of::<usize>() } else { 0 }
-    }
-
-    /// What a reader of the plan sees of it.
-    pub fn piece(&self, c: &Correlation) -> Shown {
-        Shown {
-            row_phase: 0,
-            column_phase: 0,
-            column_phases: 1,
-            output: [c.height.output, c.width.output],
-            bands: self.tiling.height.all_tiles(),
-            strips: self.strips,
-            panel_rows: OUTPUTS,
-            panel_channels: self.channels,
-            planes: SIDE,
-            tasks: self.tasks(c),
-        }
-    }
-}
 
 /// Runs the plan on at most `threads` threads of the current rayon pool. Whether all of the weight
 /// gradient is finite: if not, the plain one must be run instead.
@@ -357,7 +202,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                     fill(to.add(inside * width), (all - inside) * width, T::ZERO);
                 }
             }
-            self.kernel.transform_gradients(&TransformGradients {
+            self.kernel.winograd.transform_gradients(&TransformGradients {
                 from: self.raw,
                 row: row_len,
                 width,
@@ -400,12 +245,12 @@ impl<'a, T: Vector> Worker<'a, T> {
             };
             // SAFETY: panel, `dy`, sums and ones have room for what the plan says.
             unsafe {
-                self.kernel.accumulate(vectors, &sum);
+                self.kernel.winograd.accumulate(vectors, &sum);
                 if self.bias && position == SUM {
                     // One more channel behind the others, of ones.
                     (sum.inputs, sum.channels) = (self.ones, 1);
                     sum.sums = sums.wrapping_add(channels.end * plan.outputs);
-                    self.kernel.accumulate(vectors, &sum);
+                    self.kernel.winograd.accumulate(vectors, &sum);
                 }
             }
         }
@@ -426,7 +271,7 @@ impl<'a, T: Vector> Worker<'a, T> {
             let to = self.result.wrapping_add(rows.tap * row + columns.tap * column);
             // SAFETY: the sums at the positions of the piece's taps are there, the plan made room.
             unsafe {
-                finite &= self.kernel.transform_sums(&TransformSums {
+                finite &= self.kernel.winograd.transform_sums(&TransformSums {
                     from: self.sums.wrapping_add(number * self.channels.len() * plan.outputs),
                     position,
                     channels: self.channels.len(),

@@ -1,0 +1,357 @@
+//! The forward pass and the input gradient: transforms of inputs, weights and outputs, and the
+//! micro-kernel between them.
+
+use super::{POSITIONS, SIDE};
+use crate::kernel::simd::{Isa, Vector};
+use crate::kernel::tile::step;
+use pulp::{Simd, WithSimd};
+use std::ops::Range;
+
+/// A run of tiles, to be packed and transformed at once: for each of `channels`, the four columns of four
+/// rows that each tile meets, `B' d B` of which goes to the tile's lane at each position.
+///
+/// Positions (`rows`, `columns`) can be read where they lie inside the input, and count as zero elsewhere;
+/// tile `n` meets the columns from `2 * n` on. Lane `lane + n` of `width`, a whole number of registers, can
+/// be read and written at each position and channel.
+pub struct PackTiles<T> {
+    /// Row 0, column 0 of the first tile and channel.
+    pub from: *const T,
+    /// Elements from a channel to the next, in the tensor.
+    pub from_channel: isize,
+    /// Elements from a row of positions to the next.
+    pub from_row: isize,
+    /// Elements from a column of positions to the next.
+    pub from_column: isize,
+    /// The rows inside the input, of [`SIDE`].
+    pub rows: Range<usize>,
+    /// The columns inside the input, of those that the tiles meet.
+    pub columns: Range<usize>,
+    /// Tiles, at least 1.
+    pub tiles: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Lane 0 of position 0 of the first channel.
+    pub to: *mut T,
+    /// Lane of the first tile.
+    pub lane: usize,
+    /// Lanes of the strip.
+    pub width: usize,
+    /// Elements from a channel to the next, in the panel.
+    pub to_channel: usize,
+    /// Elements from a position to the next.
+    pub position: usize,
+}
+
+/// Columns between tiles that [`PackPhases`] is for: two outputs at a stride of 4.
+pub(crate) const PHASES: usize = 4;
+
+/// The same for a stride of [`PHASES`]: pieces whose columns begin beside each other share what is read.
+pub struct PackPhases<'a, T> {
+    /// The tiles of the first piece, whole registers of them, all of whose positions lie inside the input, as
+    /// do those of the other pieces.
+    pub tiles: &'a PackTiles<T>,
+    /// Lane 0 of position 0 of the first channel, of each piece.
+    pub to: [*mut T; PHASES],
+}
+
+/// Inputs of many tiles, transformed in place: `B' d B`.
+pub(crate) struct TransformInputs<T> {
+    /// Position 0 of the first tile and channel.
+    pub at: *mut T,
+    /// Elements from a position to the next.
+    pub position: usize,
+    /// Elements of each position, in whole registers.
+    pub len: usize,
+}
+
+/// The weights of some outputs, to be transformed: `G g G'`.
+pub struct TransformWeights<T> {
+    /// Kernel element (0, 0) of the first output and channel.
+    pub from: *const T,
+    /// Elements from an output to the next.
+    pub output: isize,
+    /// Outputs.
+    pub outputs: usize,
+    /// Elements from a kernel row to the next, and from a kernel column to the next.
+    pub steps: [isize; 2],
+    /// Kernel rows and columns, 1 to 3 each; what is missing of 3 counts as zero.
+    pub taps: [usize; 2],
+    /// Elements from a channel to the next.
+    pub channel: isize,
+    /// Channels, at least 1.
+    pub channels: usize,
+    /// Position 0 of the first output and channel.
+    pub to: *mut T,
+    /// Elements from an output to the next, there.
+    pub to_output: usize,
+    /// Elements from a position to the next.
+    pub position: usize,
+}
+
+/// One call of the micro-kernel: at each position, the products of `V` registers of tiles and the weights
+/// of some outputs, summed over channels.
+pub(crate) struct Multiply<'a, T> {
+    /// The first tile's inputs at position 0 of the first channel.
+    pub inputs: *const T,
+    /// Elements from a channel's inputs to the next's.
+    pub input_channel: usize,
+    /// Elements from a position's inputs to the next's.
+    pub input_position: usize,
+    /// The first output's weights at position 0 of the first channel; channels follow each other.
+    pub weights: *const T,
+    /// Elements from an output's weights to the next's.
+    pub weight_output: usize,
+    /// Elements from a position's weights to the next's.
+    pub weight_position: usize,
+    /// The channels to sum over at each position.
+    pub channels: &'a [Range<usize>; POSITIONS],
+    /// Outputs, at least 1 and at most `R`.
+    pub outputs: usize,
+    /// Where the first output's sums at position 0 go; outputs are `V` registers apart.
+    pub sums: *mut T,
+    /// Elements from a position's sums to the next's.
+    pub sum_position: usize,
+}
+
+/// Sums of products, to be transformed into outputs: `A' m A`.
+pub(crate) struct TransformOutputs<T> {
+    /// Position 0 of the first tile and output channel; channels are `width` apart.
+    pub from: *const T,
+    /// Elements from a position to the next.
+    pub position: usize,
+    /// Tiles, in whole registers.
+    pub width: usize,
+    /// Output channels.
+    pub channels: usize,
+    /// The upper outputs of all tiles of a channel, left and right in turns, for all channels; then the
+    /// lower ones.
+    pub to: *mut T,
+}
+
+struct Inputs<'a, T>(&'a TransformInputs<T>);
+
+impl<T: Vector> WithSimd for Inputs<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let t = self.0;
+        let mut d = [[T::splat(simd, T::ZERO); SIDE]; SIDE];
+        for n in (0..t.len).step_by(T::lanes::<S>()) {
+            // SAFETY: `transform_inputs`'s contract covers every position.
+            unsafe {
+                for j in 0..SIDE {
+                    let mut column = [d[0][0]; SIDE];
+                    for i in 0..SIDE {
+                        column[i] = T::load::<S>(t.at.add((i * SIDE + j) * t.position + n));
+                    }
+                    let column = input::<T, S>(simd, column);
+                    for i in 0..SIDE {
+                        d[i][j] = column[i];
+                    }
+                }
+                for i in 0..SIDE {
+                    let row = input::<T, S>(simd, d[i]);
+                    for j in 0..SIDE {
+                        T::store::<S>(t.at.add((i * SIDE + j) * t.position + n), row[j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `B' d`.
+#[inline(always)]
+fn input<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of<S>; SIDE] {
+    [
+        T::difference(simd, a, c),
+        T::sum(simd, b, c),
+        T::difference(simd, c, b),
+        T::difference(simd, b, d),
+    ]
+}
+
+struct Weights<'a, T>(&'a TransformWeights<T>);
+
+impl<T: Vector> WithSimd for Weights<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let t = self.0;
+        let lanes = T::lanes::<S>();
+        let zero = T::splat(simd, T::ZERO);
+        for c in (0..t.channels).step_by(lanes) {
+            let count = (t.channels - c).min(lanes);
+            for r in 0..t.outputs {
+                let from = c as isize * t.channel + r as isize * t.output;
+                let from = t.from.wrapping_offset(from);
+                let mut half = [[zero; 3]; SIDE];
+                // SAFETY: `transform_weights`'s contract covers every kernel element of every channel.
+                unsafe {
+                    for x in 0..3 {
+                        let mut column = [zero; 3];
+                        for y in 0..3 {
+                            if y < t.taps[0] && x < t.taps[1] {
+                                let at = y as isize * t.steps[0] + x as isize * t.steps[1];
+                                let from = from.wrapping_offset(at);
+                                column[y] = T::gather::<S>(from, t.channel, count);
+                            }
+                        }
+                        let column = weights::<T, S>(simd, column);
+                        for i in 0..SIDE {
+                            half[i][x] = column[i];
+                        }
+                    }
+                    for i in 0..SIDE {
+                        let row = weights::<T, S>(simd, half[i]);
+                        for j in 0..SIDE {
+                            let to = (i * SIDE + j) * t.position + r * t.to_output + c;
+                            T::store::<S>(t.to.add(to), row[j]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `G g`.
+#[inline(always)]
+fn weights<T: Vector, S: Simd>(simd: S, [a, b, c]: [T::Of<S>; 3]) -> [T::Of<S>; SIDE] {
+    let half = T::splat(simd, T::HALF);
+    let outer = T::sum(simd, a, c);
+    let even = T::product(simd, T::sum(simd, outer, b), half);
+    let odd = T::product(simd, T::difference(simd, outer, b), half);
+    [a, even, odd, c]
+}
+
+struct RunMultiply<'a, T, const V: usize, const R: usize>(&'a Multiply<'a, T>);
+
+impl<T: Vector, const V: usize, const R: usize> WithSimd for RunMultiply<'_, T, V, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let m = self.0;
+        let lanes = T::lanes::<S>();
+        // SAFETY: `multiply`'s contract covers every address formed here.
+        unsafe {
+            // Outputs beyond the last one repeat it, so that no read leaves the weights.
+            let mut first = [m.weights; R];
+            for r in 0..R {
+                first[r] = m.weights.add(r.min(m.outputs - 1) * m.weight_output);
+            }
+            for (position, channels) in m.channels.iter().enumerate() {
+                let mut sums = [[T::splat(simd, T::ZERO); V]; R];
+                let mut weights = first;
+                for r in 0..R {
+                    weights[r] = first[r].add(position * m.weight_position + channels.start);
+                }
+                let inputs =
+                    m.inputs.add(position * m.input_position + channels.start * m.input_channel);
+                for c in 0..channels.len() {
+                    step(simd, &mut sums, inputs.add(c * m.input_channel), &weights, c as isize);
+                }
+                for r in 0..R {
+                    if r < m.outputs {
+                        for v in 0..V {
+                            let to = position * m.sum_position + (r * V + v) * lanes;
+                            T::store::<S>(m.sums.add(to), sums[r][v]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Outputs<'a, T>(&'a TransformOutputs<T>);
+
+impl<T: Vector> WithSimd for Outputs<'_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> bool {
+        let t = self.0;
+        let zero = T::splat(simd, T::ZERO);
+        // Zero times what is not finite is not a number, and stays none.
+        let mut finite = zero;
+        for r in 0..t.channels {
+            for v in (0..t.width).step_by(T::lanes::<S>()) {
+                // SAFETY: `transform_outputs`'s contract covers both sides.
+                unsafe {
+                    let from = t.from.add(r * t.width + v);
+                    let mut half = [[zero; SIDE]; 2];
+                    for j in 0..SIDE {
+                        let mut column = [zero; SIDE];
+                        for i in 0..SIDE {
+                            column[i] = T::load::<S>(from.add((i * SIDE + j) * t.position));
+                        }
+                        [half[0][j], half[1][j]] = output::<T, S>(simd, column);
+                    }
+                    for y in 0..2 {
+                        let [left, right] = output::<T, S>(simd, half[y]);
+                        finite = T::mul_add(simd, left, zero, finite);
+                        finite = T::mul_add(simd, right, zero, finite);
+                        let to = t.to.add((y * t.channels + r) * 2 * t.width + 2 * v);
+                        T::store_in_turns::<S>(to, left, right);
+                    }
+                }
+            }
+        }
+        T::sum_lanes(simd, finite) == T::ZERO
+    }
+}
+
+/// `A' m`.
+#[inline(always)]
+fn output<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of<S>; 2] {
+    let first = T::sum(simd, T::sum(simd, a, b), c);
+    let second = T::difference(simd, T::difference(simd, b, c), d);
+    [first, second]
+}
+
+/// Transforms inputs in place.
+///
+/// # Safety
+///
+/// The CPU has `I`; `len` elements of each position can be read and written, `len` being whole registers.
+pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInputs<T>) {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(Inputs(t));
+}
+
+/// Transforms the weights of some outputs.
+///
+/// # Safety
+///
+/// The CPU has `I`; every kernel element of every channel can be read, and as many elements as whole
+/// registers of channels have can be written at each position.
+pub(crate) unsafe fn transform_weights<T: Vector, I: Isa>(t: &TransformWeights<T>) {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(Weights(t));
+}
+
+/// Multiplies and sums.
+///
+/// # Safety
+///
+/// The CPU has `I`. For each position, `V` registers of inputs can be read of each of its channels, and a
+/// weight of each for each output; `V` registers of sums can be written for each output.
+pub(crate) unsafe fn multiply<T: Vector, I: Isa, const V: usize, const R: usize>(m: &Multiply<T>) {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(RunMultiply::<T, V, R>(m));
+}
+
+/// Transforms sums into outputs, and says whether all of them are finite.
+///
+/// # Safety
+///
+/// The CPU has `I`; `width` elements, in whole registers, can be read of each channel at each position,
+/// and four times as many can be written at `to`.
+pub(crate) unsafe fn transform_outputs<T: Vector, I: Isa>(t: &TransformOutputs<T>) -> bool {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(Outputs(t))
+}
