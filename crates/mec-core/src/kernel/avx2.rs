@@ -173,7 +173,7 @@ unsafe fn block(t: &Transpose<f32>, (i, rows): (usize, usize), (j, columns): (us
 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-pub(super) fn transposed(r: [__m256; 8]) -> [__m256; 8] {
+fn transposed(r: [__m256; 8]) -> [__m256; 8] {
     let [a, b, c, d] = quads([r[0], r[1], r[2], r[3]]);
     let [e, f, g, h] = quads([r[4], r[5], r[6], r[7]]);
     [

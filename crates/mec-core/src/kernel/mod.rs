@@ -28,8 +28,8 @@ pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
-    Accumulate, Multiply, PHASES, POSITIONS, PackPhases, PackTiles, SIDE, TransformGradients,
-    TransformInputs, TransformOutputs, TransformSums, TransformWeights, Winograd,
+    Accumulate, Multiply, POSITIONS, PackTiles, SIDE, TransformGradients, TransformInputs,
+    TransformOutputs, TransformSums, TransformWeights, Winograd,
 };
 
 use simd::Isa;

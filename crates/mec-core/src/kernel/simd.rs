@@ -2,7 +2,7 @@
 
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
-use super::winograd::{self, PackPhases, PackTiles, TransformWeights};
+use super::winograd::{self, PackTiles, TransformWeights};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
@@ -144,8 +144,6 @@ pub struct Moves<T> {
     pub(super) pack: unsafe fn(&Pack<T>),
     /// None where tiles are packed as they are and transformed in their place.
     pub(super) pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
-    /// None where each piece is packed by itself.
-    pub(super) pack_phases: Option<unsafe fn(&PackPhases<T>)>,
     pub(super) transform_weights: unsafe fn(&TransformWeights<T>),
 }
 
@@ -156,7 +154,6 @@ impl<T: Vector> Moves<T> {
             transpose: transpose::plain,
             pack: lanes::pack::<T, I>,
             pack_tiles: None,
-            pack_phases: None,
             transform_weights: winograd::transform_weights::<T, I>,
         }
     }
@@ -330,7 +327,6 @@ impl Vector for f32 {
         transpose: avx2::transpose,
         pack: avx2::pack,
         pack_tiles: Some(winograd::avx2::pack_tiles),
-        pack_phases: Some(winograd::avx2::pack_phases),
         transform_weights: winograd::avx2::transform_weights,
     };
     type Of<S: Simd> = S::f32s;

@@ -18,7 +18,7 @@ mod gradient;
 
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
-    Multiply, PHASES, PackPhases, PackTiles, TransformInputs, TransformOutputs, TransformWeights,
+    Multiply, PackTiles, TransformInputs, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
 
@@ -38,7 +38,6 @@ type MultiplyFn<T> = unsafe fn(&Multiply<T>);
 pub(crate) struct Winograd<T: 'static> {
     sizes: TileSizes,
     pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
-    pack_phases: Option<unsafe fn(&PackPhases<T>)>,
     transform_inputs: unsafe fn(&TransformInputs<T>),
     transform_weights: unsafe fn(&TransformWeights<T>),
     /// By vectors of tiles (1, 2, 3) and by channels, as `sizes` says.
@@ -57,7 +56,6 @@ impl<T: Vector> Winograd<T> {
         Self {
             sizes: TileSizes([R, FEWER, FEWEST]),
             pack_tiles: moves.pack_tiles,
-            pack_phases: moves.pack_phases,
             transform_inputs: forward::transform_inputs::<T, I>,
             transform_weights: moves.transform_weights,
             multiplies: [
@@ -109,26 +107,6 @@ impl<T: Vector> Winograd<T> {
     /// As [`PackTiles`] says.
     pub unsafe fn pack_tiles(&self, p: &PackTiles<T>) {
         let pack = self.pack_tiles.expect("asked for where it is there");
-        // SAFETY: the caller vouches for the run, this value for the CPU.
-        unsafe { pack(p) }
-    }
-
-    /// Whether [`Winograd::pack_phases`] can be called.
-    pub fn packs_phases(&self) -> bool {
-        self.pack_phases.is_some()
-    }
-
-    /// Packs and transforms one run of tiles of all pieces of a row of pieces, for all channels.
-    ///
-    /// # Panics
-    ///
-    /// Where [`Winograd::packs_phases`] denies it.
-    ///
-    /// # Safety
-    ///
-    /// As [`PackPhases`] says.
-    pub unsafe fn pack_phases(&self, p: &PackPhases<T>) {
-        let pack = self.pack_phases.expect("asked for where it is there");
         // SAFETY: the caller vouches for the run, this value for the CPU.
         unsafe { pack(p) }
     }

@@ -113,7 +113,11 @@ impl ConvRules {
                 paper::workspace_bytes(&self.geometry, None, size)
             }
             _ => {
-                let settings = Settings { algorithm: Algorithm::Strip, workspace_limit: None };
+                let algorithm = match self.convolution {
+                    Convolution::Paper => Algorithm::Paper,
+                    _ => Algorithm::Auto,
+                };
+                let settings = Settings { algorithm, workspace_limit: None };
                 Plan::new::<f32>(&self.geometry, pass, &settings)
                     .expect("there is no limit to keep")
                     .workspace_bytes

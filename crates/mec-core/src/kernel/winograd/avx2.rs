@@ -1,10 +1,8 @@
 //! What AVX2 does by its own instructions for Winograd's filtering: inputs are packed and transformed in
 //! one pass, and weights come into the lanes by transposing.
 
-use super::{
-    PHASES, PackPhases, PackTiles, SIDE, TransformWeights, transform_weights as plain_weights,
-};
-use crate::kernel::avx2::{quads, transposed};
+use super::{PackTiles, SIDE, TransformWeights, transform_weights as plain_weights};
+use crate::kernel::avx2::quads;
 use crate::kernel::lanes::AHEAD;
 use crate::kernel::simd::Avx2;
 use crate::kernel::tile::prefetch;
@@ -195,64 +193,6 @@ unsafe fn register<Q: Quad, const WHOLE: bool, const FULL: bool>(
         }
         from = from.wrapping_offset(p.from_channel);
         to = to.wrapping_add(p.to_channel);
-    }
-}
-
-/// Packs and transforms the tiles of one run at a stride of 4, for all pieces of a row of pieces and all
-/// channels: eight tiles' next 16 columns hold four columns of each of four pieces, which two transposes
-/// bring into the lanes. One by one the pieces took twice as long (cv1).
-///
-/// # Safety
-///
-/// As [`PackPhases`] says; the CPU has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-pub(crate) unsafe fn pack_phases(p: &PackPhases<f32>) {
-    let t = p.tiles;
-    let step = 2 * PHASES;
-    for first in (0..t.tiles).step_by(LANES) {
-        for c in 0..t.channels {
-            let from = t.from.wrapping_offset(c as isize * t.from_channel);
-            let from = from.wrapping_add(first * step);
-            // Of each piece, row and column.
-            let mut d = [[[_mm256_setzero_ps(); SIDE]; SIDE]; PHASES];
-            // SAFETY: the caller vouches for the positions and the lanes.
-            unsafe {
-                for i in 0..SIDE {
-                    let row = from.wrapping_offset(i as isize * t.from_row);
-                    let mut tiles = [_mm256_setzero_ps(); LANES];
-                    for lane in 0..LANES {
-                        tiles[lane] = _mm256_loadu_ps(row.wrapping_add(lane * step));
-                    }
-                    let left = transposed(tiles);
-                    for lane in 0..LANES {
-                        tiles[lane] = _mm256_loadu_ps(row.wrapping_add((lane + 1) * step));
-                    }
-                    let right = transposed(tiles);
-                    for piece in 0..PHASES {
-                        let columns = [
-                            left[piece],
-                            left[PHASES + piece],
-                            right[piece],
-                            right[PHASES + piece],
-                        ];
-                        d[piece][i] = input(columns);
-                    }
-                }
-                for piece in 0..PHASES {
-                    let to = p.to[piece].wrapping_add(c * t.to_channel + t.lane + first);
-                    let d = &d[piece];
-                    for j in 0..SIDE {
-                        let column = input([d[0][j], d[1][j], d[2][j], d[3][j]]);
-                        for i in 0..SIDE {
-                            _mm256_storeu_ps(
-                                to.wrapping_add((i * SIDE + j) * t.position),
-                                column[i],
-                            );
-                        }
-                    }
-                }
-            }
-        }
     }
 }
 

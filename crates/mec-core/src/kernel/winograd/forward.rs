@@ -42,18 +42,6 @@ pub struct PackTiles<T> {
     pub position: usize,
 }
 
-/// Columns between tiles that [`PackPhases`] is for: two outputs at a stride of 4.
-pub(crate) const PHASES: usize = 4;
-
-/// The same for a stride of [`PHASES`]: pieces whose columns begin beside each other share what is read.
-pub struct PackPhases<'a, T> {
-    /// The tiles of the first piece, whole registers of them, all of whose positions lie inside the input, as
-    /// do those of the other pieces.
-    pub tiles: &'a PackTiles<T>,
-    /// Lane 0 of position 0 of the first channel, of each piece.
-    pub to: [*mut T; PHASES],
-}
-
 /// Inputs of many tiles, transformed in place: `B' d B`.
 pub(crate) struct TransformInputs<T> {
     /// Position 0 of the first tile and channel.

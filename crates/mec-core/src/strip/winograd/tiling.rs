@@ -1,8 +1,6 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
-use crate::kernel::{
-    Kernel, PHASES, POSITIONS, Pack, PackPhases, PackTiles, SIDE, TransformInputs, Vector,
-};
+use crate::kernel::{Kernel, POSITIONS, Pack, PackTiles, SIDE, TransformInputs, Vector};
 use crate::strip::correlation::{Correlation, Reach};
 use crate::strip::panel::{List, Source, inside_columns};
 use std::ops::Range;
@@ -255,15 +253,41 @@ impl Tiling {
         source: &Source<T>,
         panel: &Panel<T>,
     ) {
+        let (h, w) = (&self.height, &self.width);
         let len = self.count() * source.channels * strip.width;
         if kernel.winograd.packs_tiles() {
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
                 unsafe { panel.to.write_bytes(0, POSITIONS * panel.position) };
             }
-            for run in strip.runs() {
-                // SAFETY: the same contract.
-                unsafe { self.pack_run(kernel, run, strip.width, source, panel) };
+            for (number, (rows, columns)) in self.pieces().enumerate() {
+                for run in strip.runs() {
+                    let top = first_input(h, run.row, rows);
+                    let left = first_input(w, run.column, columns);
+                    let across = OUTPUTS * (run.tiles - 1) + SIDE;
+                    let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
+                    let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
+                    let [image, channel, row, column] = source.strides;
+                    let offset = run.image as isize * image + top * row + left * column;
+                    // SAFETY: only positions inside the input are named as such; the strip has the lanes.
+                    unsafe {
+                        kernel.winograd.pack_tiles(&PackTiles {
+                            from: source.first.wrapping_offset(offset),
+                            from_channel: channel,
+                            from_row: h.unit as isize * row,
+                            from_column: w.unit as isize * column,
+                            rows: above..above + inside_rows,
+                            columns: before..before + inside,
+                            tiles: run.tiles,
+                            channels: source.channels,
+                            to: panel.to.wrapping_add(number * source.channels * strip.width),
+                            lane: run.lane,
+                            width: strip.width,
+                            to_channel: strip.width,
+                            position: panel.position,
+                        });
+                    }
+                }
             }
             return;
         }
@@ -276,87 +300,6 @@ impl Tiling {
                 position: panel.position,
                 len,
             });
-        }
-    }
-
-    /// Packs and transforms one run of a strip of `width` lanes.
-    ///
-    /// # Safety
-    ///
-    /// As [`Tiling::pack`].
-    unsafe fn pack_run<T: Vector>(
-        &self,
-        kernel: &Kernel<T>,
-        run: &Run,
-        width: usize,
-        source: &Source<T>,
-        panel: &Panel<T>,
-    ) {
-        let of = |rows: Piece, columns: Piece, run: &Run| {
-            let (h, w) = (&self.height, &self.width);
-            let top = first_input(h, run.row, rows);
-            let left = first_input(w, run.column, columns);
-            let across = OUTPUTS * (run.tiles - 1) + SIDE;
-            let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
-            let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
-            let [image, channel, row, column] = source.strides;
-            let offset = run.image as isize * image + top * row + left * column;
-            PackTiles {
-                from: source.first.wrapping_offset(offset),
-                from_channel: channel,
-                from_row: h.unit as isize * row,
-                from_column: w.unit as isize * column,
-                rows: above..above + inside_rows,
-                columns: before..before + inside,
-                tiles: run.tiles,
-                channels: source.channels,
-                to: panel.to,
-                lane: run.lane,
-                width,
-                to_channel: width,
-                position: panel.position,
-            }
-        };
-        let place = |number: usize| panel.to.wrapping_add(number * source.channels * width);
-        let whole = run.tiles / kernel.lanes * kernel.lanes;
-        let columns = &self.width.pieces[..self.width.count];
-        let phases = self.width.unit == PHASES
-            && columns.iter().map(|piece| piece.offset).eq(0..PHASES)
-            && source.strides[3] == 1
-            && kernel.winograd.packs_phases();
-        let all_inside = |p: &PackTiles<T>| {
-            p.rows == (0..SIDE) && p.columns == (0..OUTPUTS * (p.tiles - 1) + SIDE)
-        };
-        let head = Run { tiles: whole, ..*run };
-        let together = phases
-            && whole > 0
-            && self.pieces().all(|(rows, columns)| all_inside(&of(rows, columns, &head)));
-        let done = if together { whole } else { 0 };
-        // SAFETY: only positions inside the input are named as such; the strip has the lanes.
-        unsafe {
-            if together {
-                for &rows in &self.height.pieces[..self.height.count] {
-                    let mut to = [panel.to; PHASES];
-                    for (number, _) in self.pieces().enumerate().filter(|(_, p)| p.0 == rows) {
-                        to[self.pieces[number].1.offset] = place(number);
-                    }
-                    let tiles = &of(rows, columns[0], &head);
-                    kernel.winograd.pack_phases(&PackPhases { tiles, to });
-                }
-            }
-            if done == run.tiles {
-                return;
-            }
-            let rest = Run {
-                lane: run.lane + done,
-                tiles: run.tiles - done,
-                column: run.column + OUTPUTS * self.width.distance * done,
-                ..*run
-            };
-            for (number, (rows, columns)) in self.pieces().enumerate() {
-                let to = place(number);
-                kernel.winograd.pack_tiles(&PackTiles { to, ..of(rows, columns, &rest) });
-            }
         }
     }
 
