@@ -37,7 +37,11 @@ fn the_peak_of_a_training_step_is_predicted() {
             _ => Device::flex(),
         };
         let predicted = step(model, batch, &setup);
-        let measured = measure_step(model, batch, &setup, &device, 1).memory;
+        // With so little to do, one thread may be done before another has started and taken memory: the
+        // step that took most is what was predicted.
+        let ours = setup.convolution == Convolution::Mec;
+        let steps = if ours && batch == 1 { 16 } else { 1 };
+        let measured = measure_step(model, batch, &setup, &device, steps).memory;
         let error = predicted.peak as f64 / measured.peak as f64 - 1.0;
         let Setup { convolution, backend, pass, .. } = setup;
         let line = format!(
