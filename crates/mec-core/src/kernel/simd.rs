@@ -109,20 +109,35 @@ pub(super) unsafe fn store_pieces<T: Copy, const LANES: usize>(
     count: usize,
     value: [T; LANES],
 ) {
+    // SAFETY: the same contract.
+    unsafe { copy_pieces::<T, LANES>(to, count, value.as_ptr()) }
+}
+
+/// The same, from memory.
+///
+/// # Safety
+///
+/// `count` elements can be read and written, fewer than a register of `LANES` holds, which is at most 8.
+#[inline(always)]
+pub(super) unsafe fn copy_pieces<T: Copy, const LANES: usize>(
+    to: *mut T,
+    count: usize,
+    from: *const T,
+) {
     const { assert!(LANES <= 8) };
-    // SAFETY: the pieces written are no more than `count`.
+    // SAFETY: the pieces copied are no more than `count`.
     unsafe {
         let mut at = 0;
         if LANES > 4 && count & 4 != 0 {
-            store_piece::<T, 4>(to, value.as_ptr());
+            store_piece::<T, 4>(to, from);
             at = 4;
         }
         if count & 2 != 0 {
-            store_piece::<T, 2>(to.add(at), value.as_ptr().add(at));
+            store_piece::<T, 2>(to.add(at), from.add(at));
             at += 2;
         }
         if count & 1 != 0 {
-            *to.add(at) = *value.as_ptr().add(at);
+            *to.add(at) = *from.add(at);
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::{PackTiles, SIDE, TransformWeights, transform_weights as plain_weights};
 use crate::kernel::avx2::quads;
 use crate::kernel::lanes::AHEAD;
-use crate::kernel::simd::Avx2;
+use crate::kernel::simd::{Avx2, copy_pieces};
 use crate::kernel::tile::prefetch;
 use std::arch::x86_64::*;
 
@@ -110,8 +110,8 @@ fn bits(inside: u8) -> __m128i {
 unsafe fn by_registers<Q: Quad>(p: &PackTiles<f32>) {
     let mut done = 0;
     while done < p.tiles {
-        // The lanes of this register that are not the run's keep what they hold. The register lies within
-        // the strip, if need be with its first lanes before the run's.
+        // Lanes behind the run's are written again by the next, those before it are left as they are. The
+        // register lies within the strip, if need be with its first lanes before the run's.
         let lane = p.lane + done;
         let start = lane.min(p.width - LANES);
         let own = lane - start..(lane - start + p.tiles - done).min(LANES);
@@ -124,7 +124,7 @@ unsafe fn by_registers<Q: Quad>(p: &PackTiles<f32>) {
         let whole = inside.iter().all(|&bits| bits == 15) && p.rows == (0..SIDE);
         // SAFETY: the caller vouches for the run; the columns read are those inside.
         unsafe {
-            match (whole, own == (0..LANES)) {
+            match (whole, own.start == 0) {
                 (true, true) => register::<Q, true, true>(p, start, first, inside, own),
                 (true, false) => register::<Q, true, false>(p, start, first, inside, own),
                 (false, true) => register::<Q, false, true>(p, start, first, inside, own),
@@ -140,10 +140,10 @@ unsafe fn by_registers<Q: Quad>(p: &PackTiles<f32>) {
 ///
 /// # Safety
 ///
-/// As [`by_registers`]; without `WHOLE` only the positions `inside` are read, without `FULL` only the
-/// lanes `own` are changed.
+/// As [`by_registers`]; without `WHOLE` only the positions `inside` are read, without `FIRST` only the
+/// lanes `own` are written.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn register<Q: Quad, const WHOLE: bool, const FULL: bool>(
+unsafe fn register<Q: Quad, const WHOLE: bool, const FIRST: bool>(
     p: &PackTiles<f32>,
     start: usize,
     first: isize,
@@ -152,7 +152,6 @@ unsafe fn register<Q: Quad, const WHOLE: bool, const FULL: bool>(
 ) {
     let mut from = p.from.wrapping_offset(first * p.from_column);
     let mut to = p.to.wrapping_add(start);
-    let keep = between(own.start, own.end);
     // What a step comes to next is too far away for the CPU to see a pattern.
     let ahead = AHEAD.div_ceil(SIDE) as isize * p.from_channel;
     let last = 17 * p.from_column;
@@ -179,15 +178,15 @@ unsafe fn register<Q: Quad, const WHOLE: bool, const FULL: bool>(
                 let column = input([d[0][j], d[1][j], d[2][j], d[3][j]]);
                 for i in 0..SIDE {
                     let to = to.wrapping_add((i * SIDE + j) * p.position);
-                    let value = if FULL {
-                        column[i]
+                    if FIRST {
+                        _mm256_storeu_ps(to, column[i]);
                     } else {
-                        // A blend would be compiled to a masked store, which takes a dozen cycles on AMD's
-                        // cores.
-                        let held = _mm256_andnot_ps(keep, _mm256_loadu_ps(to));
-                        _mm256_or_ps(held, _mm256_and_ps(keep, column[i]))
-                    };
-                    _mm256_storeu_ps(to, value);
+                        // What is beside may not have been written yet, so that there is nothing to blend with.
+                        let mut lanes = [0f32; LANES];
+                        _mm256_storeu_ps(lanes.as_mut_ptr(), column[i]);
+                        let from = lanes.as_ptr().add(own.start);
+                        copy_pieces::<f32, LANES>(to.wrapping_add(own.start), own.len(), from);
+                    }
                 }
             }
         }
@@ -219,15 +218,6 @@ fn deal(q: [__m128; 8]) -> [__m256; SIDE] {
 #[inline]
 fn input([a, b, c, d]: [__m256; SIDE]) -> [__m256; SIDE] {
     [_mm256_sub_ps(a, c), _mm256_add_ps(b, c), _mm256_sub_ps(c, b), _mm256_sub_ps(b, d)]
-}
-
-/// The mask of the lanes `start..end`, of which the compiler does not know that it is one.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn between(start: usize, end: usize) -> __m256 {
-    let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    let before = |at: usize| _mm256_cmpgt_epi32(_mm256_set1_epi32(at as i32), lane);
-    std::hint::black_box(_mm256_castsi256_ps(_mm256_andnot_si256(before(start), before(end))))
 }
 
 /// As [`plain_weights`], but that the elements of a kernel row are read together where they lie close

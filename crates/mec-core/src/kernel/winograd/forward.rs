@@ -12,7 +12,7 @@ use std::ops::Range;
 ///
 /// Positions (`rows`, `columns`) can be read where they lie inside the input, and count as zero elsewhere;
 /// tile `n` meets the columns from `2 * n` on. Lane `lane + n` of `width`, a whole number of registers, can
-/// be read and written at each position and channel.
+/// be written at each position and channel, and so can the lanes behind them: runs are packed in order.
 pub struct PackTiles<T> {
     /// Row 0, column 0 of the first tile and channel.
     pub from: *const T,
