@@ -177,8 +177,10 @@ impl Winograd {
         let fewest = self.panels;
         let tiles = c.outputs.div_ceil(self.outputs);
         let mut best = (f64::INFINITY, *self);
-        for panels in fewest..=self.strips.min(fewest + 4 * threads) {
-            for parts in 1..=tiles.min(2 * threads) {
+        // Some of each, however many threads there are: this is done in every call.
+        let panels = (0..=16).map(|n| (fewest + n * threads / 4).min(self.strips));
+        for panels in panels {
+            for parts in (1..=tiles.min(2 * threads)).step_by(threads.div_ceil(8)) {
                 (self.panels, self.parts) = (panels, parts);
                 let cycles = self.cycles(c, threads);
                 if cycles < best.0 * 0.99 {
