@@ -18,7 +18,7 @@ use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Strip};
 use super::strips::Strips;
-use super::workers::{for_each_worker, spread};
+use super::workers::{for_each_worker, locate, spread};
 use crate::kernel::{
     Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, Scatter, Tap, Tile, Vector,
     prefetch,
@@ -144,12 +144,8 @@ impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn run(&mut self, jobs: &[Job], mut number: usize) {
-        let mut job = 0;
-        while number >= jobs[job].1.tasks(jobs[job].0.groups) {
-            number -= jobs[job].1.tasks(jobs[job].0.groups);
-            job += 1;
-        }
+    unsafe fn run(&mut self, jobs: &[Job], number: usize) {
+        let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
         let (c, plan) = &jobs[job];
         let (strip, rest) = (number % plan.columns.strips, number / plan.columns.strips);
         let (part, group) = (rest % plan.parts, rest / plan.parts);

@@ -67,14 +67,11 @@ impl Layout {
 
 /// How a pass is computed.
 enum Method {
-    /// Correlations, each with its plan.
-    Correlations(Vec<Job>),
-    /// The same with fewer multiplications, and the plain ones for results that are not finite.
-    Winograd(Vec<winograd::Job>, Vec<Job>),
-    /// The blocks of a weight gradient.
-    Blocks(Box<(Correlation, Blocks)>),
-    /// The same with fewer multiplications, and the plain ones for a result that is not finite.
-    WinogradBlocks(Box<(Correlation, winograd::Blocks, Blocks)>),
+    /// Correlations, each with its plan; before them those that do the same with fewer multiplications, if
+    /// they are sooner. The plain ones are then for results that are not finite.
+    Correlations(Option<Vec<winograd::Job>>, Vec<Job>),
+    /// The blocks of a weight gradient, likewise.
+    Blocks(Box<(Correlation, Option<winograd::Blocks>, Blocks)>),
     /// Planes, without workspace.
     Planes,
     /// Zeros: there is nothing to sum.
@@ -162,24 +159,21 @@ impl Work {
         let mut worker = engine::worker_bytes::<T>(&jobs);
         let mut tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
         let mut shared = shared;
-        let fewer = match settings.algorithm {
-            Algorithm::Auto | Algorithm::Winograd => {
-                let forced = settings.algorithm == Algorithm::Winograd;
-                winograd::jobs(&apart(), size, threads, [each, room], forced)
-            }
-            Algorithm::Strip | Algorithm::Paper => None,
-        };
+        // The lists must fit as well, even if nothing comes of them.
+        let phases = correlations.iter().map(|c| c.phases().len()).sum();
+        let lists = winograd::jobs_bytes(phases);
+        let fewer = fewer(settings.algorithm).filter(|_| lists <= room).and_then(|forced| {
+            let limits = [each, room].map(|limit| limit.saturating_sub(lists));
+            winograd::jobs(&apart(), size, threads, limits, forced)
+        });
         if let Some(fewer) = &fewer {
-            shared += winograd::jobs_bytes(fewer.len());
+            shared += lists;
             worker = worker.max(winograd::worker_bytes::<T>(fewer));
             tasks = tasks.max(fewer.iter().map(|(c, plan)| plan.tasks(c.groups)).sum());
         }
         let affordable = (limit.saturating_sub(shared) / worker).max(1);
         let threads = threads.min(tasks).min(affordable);
-        let method = match fewer {
-            Some(fewer) => Method::Winograd(fewer, jobs),
-            None => Method::Correlations(jobs),
-        };
+        let method = Method::Correlations(fewer, jobs);
         Ok(Self { method, threads, workspace_bytes: shared + threads * worker })
     }
 
@@ -193,17 +187,14 @@ impl Work {
         if c.channels == 0 || c.outputs == 0 || c.batch == 0 {
             return Ok(Self { method: Method::Zeros, threads: 1, workspace_bytes: 0 });
         }
-        let plan = size_of::<(Correlation, winograd::Blocks, Blocks)>();
+        let plan = size_of::<(Correlation, Option<winograd::Blocks>, Blocks)>();
         let each = limit.saturating_sub(plan).min(WORKSPACE_PER_THREAD - RESERVED);
         let Some(blocks) = Blocks::new(&c, kernel, each) else {
             let minimum = plan + Blocks::smallest::<T>(&c, kernel.lanes);
             return Err(Error::WorkspaceLimit { pass: Pass::WeightGradient, minimum, limit });
         };
-        let fewer = match settings.algorithm {
-            Algorithm::Auto => winograd::Blocks::new(&c, kernel, each, false),
-            Algorithm::Winograd => winograd::Blocks::new(&c, kernel, each, true),
-            Algorithm::Strip | Algorithm::Paper => None,
-        };
+        let fewer = fewer(settings.algorithm)
+            .and_then(|forced| winograd::Blocks::new(&c, kernel, each, forced));
         let mut worker = blocks.worker_bytes::<T>();
         let mut lists = blocks.shared_bytes(&c);
         let mut tasks = blocks.tasks(&c);
@@ -216,30 +207,40 @@ impl Work {
         let affordable = (limit.saturating_sub(shared) / worker).max(1);
         let threads = threads.min(tasks).min(affordable);
         let workspace_bytes = shared + threads * worker;
-        let method = match fewer {
-            Some(fewer) => Method::WinogradBlocks(Box::new((c, fewer, blocks))),
-            None => Method::Blocks(Box::new((c, blocks))),
-        };
-        Ok(Self { method, threads, workspace_bytes })
+        Ok(Self { method: Method::Blocks(Box::new((c, fewer, blocks))), threads, workspace_bytes })
     }
 
     /// The algorithm that runs.
     pub fn algorithm(&self) -> Algorithm {
-        match &self.method {
-            Method::Winograd(..) | Method::WinogradBlocks(..) => Algorithm::Winograd,
-            _ => Algorithm::Strip,
-        }
+        let fewer = match &self.method {
+            Method::Correlations(fewer, _) => fewer.is_some(),
+            Method::Blocks(plan) => plan.1.is_some(),
+            Method::Planes | Method::Zeros => false,
+        };
+        if fewer { Algorithm::Winograd } else { Algorithm::Strip }
     }
 
     /// The pieces as a reader of the plan sees them.
     pub fn pieces(&self) -> Vec<Piece> {
         match &self.method {
-            Method::Correlations(jobs) => jobs.iter().map(|(c, s)| s.piece(c)).collect(),
-            Method::Winograd(jobs, _) => jobs.iter().map(|(c, plan)| plan.piece(c)).collect(),
-            Method::Blocks(plan) => vec![plan.1.piece(&plan.0)],
-            Method::WinogradBlocks(plan) => vec![plan.1.piece(&plan.0)],
+            Method::Correlations(Some(jobs), _) => jobs.iter().map(|(c, p)| p.piece(c)).collect(),
+            Method::Correlations(None, jobs) => jobs.iter().map(|(c, p)| p.piece(c)).collect(),
+            Method::Blocks(plan) => {
+                let (c, fewer, blocks) = &**plan;
+                vec![fewer.map_or_else(|| blocks.piece(c), |fewer| fewer.piece(c))]
+            }
             Method::Planes | Method::Zeros => Vec::new(),
         }
+    }
+}
+
+/// Whether fewer multiplications are wanted: `Some(true)` wherever they can be, `Some(false)` where they are
+/// sooner.
+fn fewer(algorithm: Algorithm) -> Option<bool> {
+    match algorithm {
+        Algorithm::Auto => Some(false),
+        Algorithm::Winograd => Some(true),
+        Algorithm::Strip | Algorithm::Paper => None,
     }
 }
 
@@ -314,9 +315,9 @@ unsafe fn correlate<T: Element>(
     // together write every position once.
     unsafe {
         match &work.method {
-            Method::Correlations(jobs) => engine::run(kernel, jobs, &operands, work.threads),
-            Method::Winograd(fewer, jobs) => {
-                if !winograd::run(kernel, fewer, &operands, work.threads) {
+            Method::Correlations(fewer, jobs) => {
+                let run = |jobs: &Vec<_>| winograd::run(kernel, jobs, &operands, work.threads);
+                if !fewer.as_ref().is_some_and(run) {
                     engine::run(kernel, jobs, &operands, work.threads);
                 }
             }
@@ -358,13 +359,12 @@ pub(crate) fn weight_gradient<T: Element>(
                 return Ok((vec![T::ZERO; len], db));
             }
             Method::Blocks(plan) => {
-                weight_gradient::run(kernel, &plan.0, &plan.1, &operands, work.threads);
-            }
-            Method::WinogradBlocks(plan) => {
                 let (c, fewer, blocks) = &**plan;
-                let threads = work.threads;
-                if !winograd::run_weight_gradient(kernel, c, fewer, &operands, threads) {
-                    weight_gradient::run(kernel, c, blocks, &operands, threads);
+                let run = |fewer: &winograd::Blocks| {
+                    winograd::run_weight_gradient(kernel, c, fewer, &operands, work.threads)
+                };
+                if !fewer.as_ref().is_some_and(run) {
+                    weight_gradient::run(kernel, c, blocks, &operands, work.threads);
                 }
             }
             _ => depthwise::weight_gradient(kernel, g, &operands, work.threads),

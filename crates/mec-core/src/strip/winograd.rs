@@ -28,7 +28,7 @@ mod weight_gradient;
 
 use super::correlation::Correlation;
 use super::strips::TileSize;
-use crate::kernel::{POSITIONS, SIDE};
+use crate::kernel::POSITIONS;
 use crate::plan::Piece as Shown;
 pub(crate) use blocks::Blocks;
 use engine::list_bytes;
@@ -88,8 +88,6 @@ pub(crate) fn jobs(
     limits: [usize; 2],
     forced: bool,
 ) -> Option<Vec<Job>> {
-    let held = jobs_bytes(correlations.len());
-    let limits = limits.map(|limit| limit.saturating_sub(held));
     let mut jobs = Vec::with_capacity(correlations.len());
     for c in correlations {
         jobs.push((*c, Winograd::new(c, size, threads, limits, forced)?));
@@ -275,17 +273,6 @@ impl Winograd {
 
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Shown {
-        Shown {
-            row_phase: c.height.out_base,
-            column_phase: c.width.out_base,
-            column_phases: 1,
-            output: [c.height.output, c.width.output],
-            bands: self.tiling.height.all_tiles(),
-            strips: self.strips,
-            panel_rows: OUTPUTS,
-            panel_channels: self.channels,
-            planes: SIDE,
-            tasks: self.tasks(c.groups),
-        }
+        self.tiling.piece(c, self.strips, self.channels, self.tasks(c.groups))
     }
 }

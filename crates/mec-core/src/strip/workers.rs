@@ -37,6 +37,18 @@ pub(crate) fn spread(number: usize, tasks: usize, threads: usize) -> usize {
     range * (tasks / threads) + range.min(tasks % threads) + place
 }
 
+/// Which of several pieces of work the task with number `number` belongs to, and its number there: the pieces
+/// have `tasks` tasks each, one piece's behind the other's.
+pub(crate) fn locate(tasks: impl Iterator<Item = usize>, mut number: usize) -> (usize, usize) {
+    for (piece, tasks) in tasks.enumerate() {
+        if number < tasks {
+            return (piece, number);
+        }
+        number -= tasks;
+    }
+    unreachable!("no task has a number beyond the last")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! How a weight gradient by Winograd's filtering is cut into blocks of the result and strips: plain data.
 
 use super::tiling::{GAP, MAX_TILES, OUTPUTS, Tiling};
-use crate::kernel::{Kernel, POSITIONS, SIDE, STEPS, Vector};
+use crate::kernel::{Kernel, POSITIONS, STEPS, Vector};
 use crate::plan::Piece;
 use crate::strip::correlation::Correlation;
 
@@ -17,10 +17,10 @@ const BYTES: usize = 512 << 10;
 
 /// Cycles, as in the forward pass's estimate: a multiply-add of registers.
 const PRODUCT: f64 = 0.53;
-/// Loading and storing the sums of one channel and output channel at one position.
-const CALL: f64 = 0.5;
 /// The same in the plain weight gradient.
 const PLAIN_PRODUCT: f64 = 0.66;
+/// Loading and storing the sums of one channel and output channel at one position.
+const CALL: f64 = 0.5;
 /// Packing and transforming a register of tiles, of one piece and channel.
 const INPUT: f64 = 90.0;
 /// Transposing and transforming a register of tiles' gradients of one output channel.
@@ -144,17 +144,6 @@ impl Blocks {
 
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Piece {
-        Piece {
-            row_phase: 0,
-            column_phase: 0,
-            column_phases: 1,
-            output: [c.height.output, c.width.output],
-            bands: self.tiling.height.all_tiles(),
-            strips: self.strips,
-            panel_rows: OUTPUTS,
-            panel_channels: self.channels,
-            planes: SIDE,
-            tasks: self.tasks(c),
-        }
+        self.tiling.piece(c, self.strips, self.channels, self.tasks(c))
     }
 }

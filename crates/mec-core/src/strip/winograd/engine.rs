@@ -9,7 +9,7 @@ use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
 use crate::strip::engine::Operands;
 use crate::strip::panel::Source;
-use crate::strip::workers::{for_each_worker, spread};
+use crate::strip::workers::{for_each_worker, locate, spread};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,11 +34,8 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let mut runs = Vec::with_capacity(most(most_runs));
         let mut kept = None;
         for number in numbers {
-            let (mut job, mut number) = (0, spread(number, tasks, threads));
-            while number >= jobs[job].1.tasks(jobs[job].0.groups) {
-                number -= jobs[job].1.tasks(jobs[job].0.groups);
-                job += 1;
-            }
+            let number = spread(number, tasks, threads);
+            let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
             let (c, plan) = &jobs[job];
             let (memory, strips, runs) = (memory.as_ptr(), &mut strips, &mut runs);
             let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs };
@@ -101,7 +98,7 @@ impl<T: Vector> Worker<'_, T> {
     ///
     /// As [`run`].
     unsafe fn task(&mut self, number: usize, job: usize, kept: &mut Option<[usize; 3]>) -> bool {
-        let (c, plan) = (self.c, self.plan);
+        let (c, o, plan) = (self.c, self.operands, self.plan);
         let (panel, rest) = (number % plan.panels, number / plan.panels);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         let outputs = part * c.outputs / plan.parts..(part + 1) * c.outputs / plan.parts;
@@ -111,11 +108,8 @@ impl<T: Vector> Worker<'_, T> {
             let block = Block { group, first, channels: plan.channels.min(c.channels - first) };
             let channel = group * c.channels + first;
             let source = Source {
-                first: self
-                    .operands
-                    .x
-                    .wrapping_offset(channel as isize * self.operands.x_strides[1]),
-                strides: c.strides(self.operands.x_strides),
+                first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
+                strides: c.strides(o.x_strides),
                 channels: block.channels,
             };
             self.strips.clear();
@@ -137,8 +131,8 @@ impl<T: Vector> Worker<'_, T> {
             let channels = plan.tiling.channels_at(block.channels);
             let known = plan.kept > 1 && *kept == Some([job, group, part]);
             for (number, tile) in self.kernel.tile_ranges(outputs.clone()).enumerate() {
-                let weights = self.memory;
-                let weights = weights.wrapping_add(number % plan.kept * plan.tile_weights_len());
+                let place = number % plan.kept * plan.tile_weights_len();
+                let weights = self.memory.wrapping_add(place);
                 // SAFETY: the caller vouches for the tensors; all strips are packed.
                 unsafe {
                     if !known {
@@ -265,14 +259,12 @@ impl<T: Vector> Worker<'_, T> {
 
     /// Finds where row `y` of the tiles belongs in the output.
     fn find_runs(&mut self, strip: &Strip, y: usize) -> Range<usize> {
-        let (c, h, w) = (self.c, &self.plan.tiling.height, &self.plan.tiling.width);
+        let c = self.c;
         let [image, _, line, column] = c.strides(self.operands.y_strides);
         let first = self.runs.len();
         for run in strip.runs() {
-            let row = run.row + y * h.distance;
-            let columns = c.width.output.saturating_sub(run.column).div_ceil(w.distance);
-            let columns = columns.min(run.tiles * OUTPUTS);
-            if row < c.height.output && columns > 0 {
+            let (row, columns) = self.plan.tiling.outputs(run, y);
+            if columns > 0 {
                 self.runs.push(OutRun {
                     lane: run.lane * OUTPUTS,
                     columns,

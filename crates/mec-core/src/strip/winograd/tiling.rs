@@ -1,6 +1,7 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
 use crate::kernel::{Kernel, POSITIONS, Pack, PackTiles, SIDE, TransformInputs, Vector};
+use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
 use crate::strip::panel::{List, Source, inside_columns};
 use std::ops::Range;
@@ -216,6 +217,15 @@ impl Tiling {
         Strip { width, runs }
     }
 
+    /// Row `y` of the outputs of a run of tiles: which row it is, and how many columns of it there are.
+    pub fn outputs(&self, run: &Run, y: usize) -> (usize, usize) {
+        let (h, w) = (&self.height, &self.width);
+        let row = run.row + y * h.distance;
+        let columns = w.reach.output.saturating_sub(run.column).div_ceil(w.distance);
+        let columns = columns.min(run.tiles * OUTPUTS);
+        (row, if row < h.reach.output { columns } else { 0 })
+    }
+
     /// The pieces of the kernel, by rows and columns, in the panel's order: (whole, not), (whole, whole),
     /// (not, whole), (not, not). Those with a product at a position then follow each other, whichever it is.
     pub fn pieces(&self) -> impl Iterator<Item = (Piece, Piece)> {
@@ -238,6 +248,22 @@ impl Tiling {
             };
             first * channels..end * channels
         })
+    }
+
+    /// What a reader of the plan sees of correlation `c`, cut so.
+    pub fn piece(&self, c: &Correlation, strips: usize, channels: usize, tasks: usize) -> Shown {
+        Shown {
+            row_phase: c.height.out_base,
+            column_phase: c.width.out_base,
+            column_phases: 1,
+            output: [c.height.output, c.width.output],
+            bands: self.height.all_tiles(),
+            strips,
+            panel_rows: OUTPUTS,
+            panel_channels: channels,
+            planes: SIDE,
+            tasks,
+        }
     }
 
     /// Packs and transforms some channels of one strip.

@@ -13,7 +13,7 @@
 //! ```
 
 use super::blocks::Blocks;
-use super::tiling::{Axis, OUTPUTS, Panel, Strip};
+use super::tiling::{OUTPUTS, Panel, Strip};
 use crate::kernel::{
     Accumulate, Kernel, SIDE, TransformGradients, TransformSums, Transpose, Vector,
 };
@@ -168,7 +168,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     unsafe fn pack_gradients(&self, strip: &Strip, tiles: usize, (first, width): (usize, usize)) {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let [image, channel, line, column] = c.strides(o.dy_strides);
-        let (h, w) = (&plan.tiling.height, &plan.tiling.width);
+        let distance = plan.tiling.width.distance;
         let output = self.outputs.start + first;
         let outputs = width.min(self.outputs.end - output);
         let row_len = OUTPUTS * tiles * width;
@@ -179,10 +179,8 @@ impl<'a, T: Vector> Worker<'a, T> {
             }
             for y in 0..OUTPUTS {
                 for run in strip.runs() {
-                    let row = run.row + y * h.distance;
-                    let inside = c.width.output.saturating_sub(run.column).div_ceil(w.distance);
+                    let (row, inside) = plan.tiling.outputs(run, y);
                     let all = OUTPUTS * run.tiles;
-                    let inside = if row < c.height.output { inside.min(all) } else { 0 };
                     let to = self.raw.add(y * row_len + OUTPUTS * run.lane * width);
                     let offset = run.image as isize * image
                         + (self.group * c.outputs + output) as isize * channel
@@ -191,7 +189,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                     self.kernel.transpose(&Transpose {
                         from: o.dy.wrapping_offset(offset),
                         from_row: channel,
-                        from_column: w.distance as isize * column,
+                        from_column: distance as isize * column,
                         rows: outputs,
                         columns: inside,
                         to,
@@ -263,10 +261,10 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// As [`run`], after [`Worker::sum`].
     unsafe fn transform(&self) -> bool {
         let (c, plan) = (self.c, self.plan);
+        let (h, w) = (&plan.tiling.height, &plan.tiling.width);
         let position = plan.positions()[2];
         let mut finite = true;
         for (number, (rows, columns)) in plan.tiling.pieces().enumerate() {
-            let step = |axis: &Axis| axis.tap_step;
             let [row, column] = [c.width.taps * plan.outputs, plan.outputs];
             let to = self.result.wrapping_add(rows.tap * row + columns.tap * column);
             // SAFETY: the sums at the positions of the piece's taps are there, the plan made room.
@@ -278,7 +276,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                     width: plan.outputs,
                     taps: [rows.taps, columns.taps],
                     to,
-                    steps: [step(&plan.tiling.height) * row, step(&plan.tiling.width) * column],
+                    steps: [h.tap_step * row, w.tap_step * column],
                     to_channel: c.taps() * plan.outputs,
                 });
             }
