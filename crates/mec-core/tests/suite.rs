@@ -247,25 +247,33 @@ fn winograd_rounds_like_the_plain_sum() {
         let len = |shape: [usize; 4]| shape.iter().product();
         let x = rough::<f32>(len(input), 1);
         let weight = rough::<f32>(len(g.weight_shape()), 2);
+        let dy = rough::<f32>(len(g.output_shape()), 3);
         let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<_>>();
-        let (wide_x, wide_weight) = (wide(&x), wide(&weight));
-        let exact = reference::forward(
-            &g,
-            &View::contiguous(&wide_x, input).unwrap(),
-            &View::contiguous(&wide_weight, g.weight_shape()).unwrap(),
-            None,
-        );
-        let error = |settings: &Settings| {
-            let x = View::contiguous(&x, input).unwrap();
-            let weight = View::contiguous(&weight, g.weight_shape()).unwrap();
-            let y = forward(&g, settings, &x, &weight, None).unwrap();
-            let squares = y.iter().zip(&exact).map(|(y, exact)| (f64::from(*y) - exact).powi(2));
-            (squares.sum::<f64>() / exact.len() as f64).sqrt()
+        let (wide_x, wide_weight, wide_dy) = (wide(&x), wide(&weight), wide(&dy));
+        let view = |values, shape| View::contiguous(values, shape).unwrap();
+        let wide_view = |values, shape| View::contiguous(values, shape).unwrap();
+        let exact_weight = wide_view(&wide_weight, g.weight_shape());
+        let exact = reference::forward(&g, &wide_view(&wide_x, input), &exact_weight, None);
+        let exact_dx =
+            reference::input_gradient(&g, &wide_view(&wide_dy, g.output_shape()), &exact_weight);
+        let error = |result: Result<Vec<f32>, Error>, exact: &[f64]| {
+            let pairs = result.unwrap().into_iter().zip(exact);
+            let squares: f64 = pairs.map(|(got, exact)| (f64::from(got) - exact).powi(2)).sum();
+            (squares / exact.len() as f64).sqrt()
         };
-        let (plain, winograd) = (error(&PLAIN), error(&WINOGRAD));
-        assert!(winograd > 0.0 && winograd <= 2.0 * plain, "{input:?}: {winograd} and {plain}");
-        let plan = Plan::new::<f32>(&g, Pass::Forward, &WINOGRAD).unwrap();
-        assert_eq!(plan.algorithm, Algorithm::Winograd);
+        let (x, weight) = (view(&x, input), view(&weight, g.weight_shape()));
+        let dy = view(&dy, g.output_shape());
+        let errors = [PLAIN, WINOGRAD].map(|settings| {
+            let y = error(forward(&g, &settings, &x, &weight, None), &exact);
+            (y, error(input_gradient(&g, &settings, &dy, &weight), &exact_dx))
+        });
+        let [plain, winograd] = errors;
+        assert!(winograd.0 > 0.0 && winograd.0 <= 2.0 * plain.0, "{input:?}: y: {errors:?}");
+        assert!(winograd.1 > 0.0 && winograd.1 <= 2.0 * plain.1, "{input:?}: dx: {errors:?}");
+        for pass in [Pass::Forward, Pass::InputGradient] {
+            let plan = Plan::new::<f32>(&g, pass, &WINOGRAD).unwrap();
+            assert_eq!(plan.algorithm, Algorithm::Winograd);
+        }
     }
 }
 

@@ -315,7 +315,7 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
 }
 
 /// Most elements in a register of any instruction set.
-const MAX_LANES: usize = 16;
+pub(super) const MAX_LANES: usize = 16;
 
 /// # Safety
 ///

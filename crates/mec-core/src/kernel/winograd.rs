@@ -15,18 +15,23 @@
 pub(super) mod avx2;
 mod forward;
 mod gradient;
+mod overlap;
 
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
     Multiply, PackTiles, TransformInputs, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
+pub(crate) use overlap::{MAX_IMAGE_TILES, Overlap, TransformAdditions};
 
 use super::simd::{Isa, Moves, Vector};
 use super::{FEW, MAX_VECTORS, SIZES, TileSizes};
 
 /// Positions along one axis: inputs that two outputs of three kernel elements meet.
 pub(crate) const SIDE: usize = 4;
+
+/// Outputs of a tile along one axis.
+pub(crate) const OUTPUTS: usize = 2;
 
 /// Positions of a tile.
 pub(crate) const POSITIONS: usize = SIDE * SIDE;
@@ -47,6 +52,9 @@ pub(crate) struct Winograd<T: 'static> {
     /// By vectors of channels (1 to 4).
     accumulates: [unsafe fn(&Accumulate<T>); 4],
     transform_sums: unsafe fn(&TransformSums<T>) -> bool,
+    transform_tiles: unsafe fn(&TransformInputs<T>),
+    transform_additions: unsafe fn(&TransformAdditions<T>) -> bool,
+    overlap: unsafe fn(&Overlap<T>),
 }
 
 impl<T: Vector> Winograd<T> {
@@ -72,6 +80,9 @@ impl<T: Vector> Winograd<T> {
                 gradient::accumulate::<T, I, 4>,
             ],
             transform_sums: gradient::transform_sums::<T, I>,
+            transform_tiles: overlap::transform_tiles::<T, I>,
+            transform_additions: overlap::transform_additions::<T, I>,
+            overlap: overlap::overlap::<T, I>,
         }
     }
 
@@ -179,5 +190,36 @@ impl<T: Vector> Winograd<T> {
     pub unsafe fn transform_sums(&self, t: &TransformSums<T>) -> bool {
         // SAFETY: the caller vouches for the sums, this value for the CPU.
         unsafe { (self.transform_sums)(t) }
+    }
+
+    /// Transforms tiles of inputs for the transposed filtering, in place.
+    ///
+    /// # Safety
+    ///
+    /// As [`overlap::transform_tiles`].
+    pub unsafe fn transform_tiles(&self, t: &TransformInputs<T>) {
+        // SAFETY: the caller vouches for the inputs, this value for the CPU.
+        unsafe { (self.transform_tiles)(t) }
+    }
+
+    /// Transforms sums of products into what tiles add to outputs, in place, and says whether all of it is
+    /// finite.
+    ///
+    /// # Safety
+    ///
+    /// As [`overlap::transform_additions`].
+    pub unsafe fn transform_additions(&self, t: &TransformAdditions<T>) -> bool {
+        // SAFETY: the caller vouches for the sums, this value for the CPU.
+        unsafe { (self.transform_additions)(t) }
+    }
+
+    /// Adds up what tiles add to outputs, and stores the outputs.
+    ///
+    /// # Safety
+    ///
+    /// As [`overlap::overlap`].
+    pub unsafe fn overlap(&self, o: &Overlap<T>) {
+        // SAFETY: the caller vouches for both sides, this value for the CPU.
+        unsafe { (self.overlap)(o) }
     }
 }

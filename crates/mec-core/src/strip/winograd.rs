@@ -18,6 +18,10 @@
 //! at a stride, taps with one remainder by the stride are pieces of their own (of 11 taps at stride 4:
 //! 3, 3, 3 and 2). At a dilation it is outputs that far apart that share a tile.
 //!
+//! Where the kernel reaches beyond the input, as in the input gradient of an unpadded layer, there are fewer
+//! tiles of inputs than of outputs. The transposed filtering takes those: each adds to 4 x 4 outputs. A panel
+//! is then of whole images, and `scatter` of the loops above adds up what neighbouring tiles add.
+//!
 //! `tiling` is the problem, this file the plan, `engine` runs it; `blocks` and `weight_gradient` are the same of
 //! the weight gradient.
 
@@ -28,25 +32,24 @@ mod weight_gradient;
 
 use super::correlation::Correlation;
 use super::strips::TileSize;
-use crate::kernel::POSITIONS;
+use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
 pub(crate) use blocks::Blocks;
 use engine::list_bytes;
 pub(crate) use engine::run;
-use tiling::{GAP, OUTPUTS, Tiling};
+use std::ops::Range;
+use tiling::{GAP, Tiling};
 pub(crate) use weight_gradient::run as run_weight_gradient;
 
 /// The plan of one correlation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Winograd {
     tiling: Tiling,
-    /// Registers of tiles, dealt evenly to the strips.
-    registers: usize,
-    /// Strips of at most as many registers as a tile of the micro-kernel has.
-    strips: usize,
-    /// Most registers of a strip.
+    /// What panels have a whole number of: strips of registers or, where tiles are of inputs, images.
+    units: usize,
+    /// Most registers of a strip: at most as many as a tile of the micro-kernel has.
     vectors: usize,
-    /// Panels the strips are dealt to.
+    /// Panels the units are dealt to.
     panels: usize,
     /// Channels of a panel.
     channels: usize,
@@ -71,6 +74,8 @@ const INPUT: f64 = 90.0;
 const WEIGHT: f64 = 9.0;
 /// Transforming and storing a register of tiles of one output.
 const OUTPUT: f64 = 100.0;
+/// The same of tiles of inputs.
+const ADDITION: f64 = 130.0;
 
 /// Bytes of transformed weights that are kept rather than transformed for each panel: though they come
 /// from the third-level cache then, cv1 (345 KiB) takes 0.82 and cv8 (576 KiB) 0.93 of the time.
@@ -120,44 +125,21 @@ impl Winograd {
         forced: bool,
     ) -> Option<Self> {
         let tiling = Tiling::new(c)?;
-        let registers = tiling.tiles.div_ceil(size.lanes);
-        let strips = registers.div_ceil(size.vectors);
-        let mut plan = Self {
-            tiling,
-            registers,
-            strips,
-            vectors: registers.div_ceil(strips),
-            panels: 1,
-            channels: c.channels,
-            parts: 1,
-            kept: 1,
-            lanes: size.lanes,
-            outputs: size.channels,
-        };
-        let mut best = (f64::INFINITY, 0, 0);
-        for blocks in 1..=c.channels {
-            plan.channels = c.channels.div_ceil(blocks);
-            let held = (limit / size.bytes).checked_sub(plan.beside_len());
-            let most = held.map_or(0, |held| held / plan.strip_len()).min(strips);
-            if most > 0 {
-                plan.panels = strips.div_ceil(most);
-                let cycles = plan.cycles(c, 1);
-                if cycles < best.0 {
-                    best = (cycles, plan.channels, plan.panels);
-                }
-            }
-            if plan.channels <= size.lanes {
-                break;
-            }
+        let of_inputs = Tiling::of_inputs(c).filter(|inputs| inputs.tiles < tiling.tiles);
+        let mut best = Self::in_panels(c, tiling, size, limit);
+        if let Some(other) = of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limit))
+            && best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1))
+        {
+            best = Some(other);
         }
+        let mut plan = best?;
         let positions = c.batch * c.height.output * c.width.output;
         let plain = (c.groups * c.outputs * c.channels * c.all_taps()) as f64
             * positions.div_ceil(size.lanes) as f64
             * PLAIN_PRODUCT;
-        if best.1 == 0 || (best.0 > 0.95 * plain && !forced) {
+        if plan.cycles(c, 1) > 0.95 * plain && !forced {
             return None;
         }
-        (_, plan.channels, plan.panels) = best;
         plan.divide(c, threads);
         // Weights that are met again.
         let all = c.outputs.div_ceil(plan.parts).div_ceil(plan.outputs);
@@ -170,13 +152,83 @@ impl Winograd {
         Some(plan)
     }
 
+    /// The panels of at most `limit` bytes that are soonest with one thread; `None` if none fits.
+    fn in_panels(c: &Correlation, tiling: Tiling, size: TileSize, limit: usize) -> Option<Self> {
+        let registers = tiling.tiles.div_ceil(size.lanes);
+        let strips = registers.div_ceil(size.vectors);
+        let whole_images = tiling.first_output.is_some();
+        let mut plan = Self {
+            tiling,
+            units: if whole_images { c.batch } else { strips },
+            vectors: if whole_images { size.vectors } else { registers.div_ceil(strips) },
+            panels: 1,
+            channels: c.channels,
+            parts: 1,
+            kept: 1,
+            lanes: size.lanes,
+            outputs: size.channels,
+        };
+        let mut best = (f64::INFINITY, None);
+        for blocks in 1..=c.channels {
+            plan.channels = c.channels.div_ceil(blocks);
+            let held = |beside: usize| (limit / size.bytes).saturating_sub(beside);
+            let most = if plan.whole_images() {
+                let strip = plan.strip_len() + plan.strip_sums_len();
+                let strips = held(plan.weights_len() + POSITIONS * GAP) / strip;
+                strips * plan.vectors * plan.lanes / tiling.image_tiles()
+            } else {
+                held(plan.beside_len()) / plan.strip_len()
+            };
+            let most = most.min(plan.units);
+            if most > 0 {
+                plan.panels = plan.units.div_ceil(most);
+                let cycles = plan.cycles(c, 1);
+                if cycles < best.0 {
+                    best = (cycles, Some(plan));
+                }
+            }
+            if plan.channels <= size.lanes {
+                break;
+            }
+        }
+        best.1
+    }
+
+    /// Whether tiles are of inputs, and panels of whole images.
+    fn whole_images(&self) -> bool {
+        self.tiling.first_output.is_some()
+    }
+
+    /// The units of panel `panel`, and its tiles.
+    fn panel(&self, panel: usize) -> (Range<usize>, Range<usize>) {
+        let first = |panel: usize| panel * self.units / self.panels;
+        let units = first(panel)..first(panel + 1);
+        let registers = self.tiling.tiles.div_ceil(self.lanes);
+        let tiles = |unit: usize| match self.whole_images() {
+            true => unit * self.tiling.image_tiles(),
+            // Registers are dealt evenly to strips.
+            false => (unit * registers / self.units * self.lanes).min(self.tiling.tiles),
+        };
+        let tiles = tiles(units.start)..tiles(units.end);
+        (units, tiles)
+    }
+
+    /// The strips of a panel of so many tiles: where each begins, and its registers.
+    fn strips(&self, tiles: usize) -> impl Iterator<Item = (usize, usize)> {
+        let registers = tiles.div_ceil(self.lanes);
+        let strips = registers.div_ceil(self.vectors);
+        let first = move |strip: usize| strip * registers / strips;
+        let lanes = self.lanes;
+        (0..strips).map(move |s| (first(s) * lanes, first(s + 1) - first(s)))
+    }
+
     /// Chooses the panels and parts with the least estimated time of the slowest thread.
     fn divide(&mut self, c: &Correlation, threads: usize) {
         let fewest = self.panels;
         let tiles = c.outputs.div_ceil(self.outputs);
         let mut best = (f64::INFINITY, *self);
         // Some of each, however many threads there are: this is done in every call.
-        let panels = (0..=16).map(|n| (fewest + n * threads / 4).min(self.strips));
+        let panels = (0..=16).map(|n| (fewest + n * threads / 4).min(self.units));
         for panels in panels {
             for parts in (1..=tiles.min(2 * threads)).step_by(threads.div_ceil(8)) {
                 (self.panels, self.parts) = (panels, parts);
@@ -192,7 +244,7 @@ impl Winograd {
     /// Estimated cycles of the slowest thread.
     fn cycles(&self, c: &Correlation, threads: usize) -> f64 {
         let outputs = c.outputs.div_ceil(self.parts) as f64;
-        let registers = (self.panel_strips() * self.vectors) as f64;
+        let registers = self.panel_registers() as f64;
         let blocks = c.channels.div_ceil(self.channels) as f64;
         let channels = c.channels as f64;
         let pieces = self.tiling.count() as f64;
@@ -200,11 +252,11 @@ impl Winograd {
         let task = channels * outputs * products * registers * PRODUCT
             + channels * pieces * registers * INPUT
             + channels * pieces * outputs * WEIGHT
-            + blocks * outputs * registers * OUTPUT;
+            + blocks * outputs * registers * if self.whole_images() { ADDITION } else { OUTPUT };
         let tasks = self.tasks(c.groups);
         // With one thread, the last panel may have less to do.
         let rounds = if threads == 1 {
-            tasks as f64 * self.strips as f64 / (self.strips.next_multiple_of(self.panels)) as f64
+            tasks as f64 * self.units as f64 / (self.units.next_multiple_of(self.panels)) as f64
         } else {
             tasks.div_ceil(threads) as f64
         };
@@ -242,13 +294,25 @@ impl Winograd {
         self.kept * self.tile_weights_len()
     }
 
-    /// Elements of the sums of a tile, and of its outputs.
-    fn sums_len(&self) -> usize {
+    /// Elements of the sums of a strip of some outputs.
+    fn strip_sums_len(&self) -> usize {
         POSITIONS * self.outputs * self.vectors * self.lanes
     }
 
+    /// Elements of the sums that are held: a strip's or, where tiles are of inputs, a panel's.
+    fn sums_len(&self) -> usize {
+        match self.whole_images() {
+            true => POSITIONS * GAP + self.panel_strips() * self.strip_sums_len(),
+            false => self.strip_sums_len(),
+        }
+    }
+
+    /// Elements of a strip's outputs, where they do not go straight to their places.
     fn outputs_len(&self) -> usize {
-        OUTPUTS * OUTPUTS * self.outputs * self.vectors * self.lanes
+        match self.whole_images() {
+            true => 0,
+            false => OUTPUTS * OUTPUTS * self.outputs * self.vectors * self.lanes,
+        }
     }
 
     /// Elements of workspace beside the panel.
@@ -256,9 +320,18 @@ impl Winograd {
         self.weights_len() + self.sums_len() + self.outputs_len()
     }
 
+    /// Most registers of a panel.
+    fn panel_registers(&self) -> usize {
+        let units = self.units.div_ceil(self.panels);
+        match self.whole_images() {
+            true => (units * self.tiling.image_tiles()).div_ceil(self.lanes),
+            false => units * self.vectors,
+        }
+    }
+
     /// Most strips of a panel.
     fn panel_strips(&self) -> usize {
-        self.strips.div_ceil(self.panels)
+        self.panel_registers().div_ceil(self.vectors)
     }
 
     /// Elements of workspace for each thread.
@@ -273,6 +346,53 @@ impl Winograd {
 
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Shown {
-        self.tiling.piece(c, self.strips, self.channels, self.tasks(c.groups))
+        let strips = self.tiling.tiles.div_ceil(self.lanes).div_ceil(self.vectors);
+        self.tiling.piece(c, strips, self.channels, self.tasks(c.groups))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ConvOptions, Geometry};
+
+    /// The plan of the input gradient of 32 images of 7 x 7.
+    fn plan(padding: usize) -> Option<Winograd> {
+        let options = ConvOptions { padding: [(padding, padding); 2], ..ConvOptions::default() };
+        let g = Geometry::new([32, 512, 7, 7], [1024, 512, 3, 3], &options).unwrap();
+        let [c] = Correlation::input_gradient(&g, true, 8, true)[..] else {
+            panic!("stride 1 has one phase");
+        };
+        let size = TileSize {
+            lanes: 8,
+            vectors: 2,
+            channels: 6,
+            bytes: 4,
+            even_tiles: false,
+            packed_rows: usize::MAX,
+        };
+        Winograd::new(&c, size, 2, [384 << 10, 1000 << 10], false)
+    }
+
+    #[test]
+    fn the_fewer_tiles_are_taken() {
+        assert!(plan(0).unwrap().whole_images());
+        assert!(!plan(1).unwrap().whole_images());
+    }
+
+    #[test]
+    fn panels_have_whole_images_and_all_tiles() {
+        let plan = plan(0).unwrap();
+        let mut next = 0;
+        for panel in 0..plan.panels {
+            let (images, tiles) = plan.panel(panel);
+            assert_eq!((tiles.start, tiles.end), (next, images.end * 9));
+            let strips: Vec<_> = plan.strips(tiles.len()).collect();
+            assert!(strips.len() <= plan.panel_strips());
+            let registers: usize = strips.iter().map(|(_, vectors)| vectors).sum();
+            assert_eq!(registers, tiles.len().div_ceil(8));
+            next = tiles.end;
+        }
+        assert_eq!(next, 32 * 9);
     }
 }

@@ -171,6 +171,10 @@ fn blocks() -> Vec<Problem> {
         problem("channels 260 to 9, strided", [1, 260, 5, 4], [9, 260, 3, 2]).stride(2, 2).same(1),
         problem("channels 600 to 17, 2x2", [1, 600, 3, 2], [17, 600, 2, 2]),
         problem("channels 1030 to 3", [1, 1030, 2, 2], [3, 1030, 1, 2]),
+        // Images that fit a register badly: their input gradient is summed in blocks of channels.
+        problem("channels 5 to 400, small images", [3, 5, 12, 11], [400, 5, 3, 3]),
+        problem("channels 400 to 5, padded by 2", [2, 400, 9, 10], [5, 400, 3, 3]).same(2),
+        problem("channels 2 to 420, strided", [1, 2, 17, 17], [420, 2, 5, 5]).stride(2, 2),
         problem("a layer of a model", [2, 24, 14, 14], [24, 24, 3, 3]).same(1),
         problem("a strided layer of a model", [2, 20, 15, 15], [40, 20, 3, 3]).same(1).stride(2, 2),
     ];

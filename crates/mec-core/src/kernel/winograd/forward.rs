@@ -95,8 +95,10 @@ pub(crate) struct Multiply<'a, T> {
     pub channels: &'a [Range<usize>; POSITIONS],
     /// Outputs, at least 1 and at most `R`.
     pub outputs: usize,
-    /// Where the first output's sums at position 0 go; outputs are `V` registers apart.
+    /// Where the first output's sums at position 0 go.
     pub sums: *mut T,
+    /// Elements from an output's sums to the next's.
+    pub sum_output: usize,
     /// Elements from a position's sums to the next's.
     pub sum_position: usize,
 }
@@ -245,7 +247,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for RunMultiply<'_, T, 
                 for r in 0..R {
                     if r < m.outputs {
                         for v in 0..V {
-                            let to = position * m.sum_position + (r * V + v) * lanes;
+                            let to = position * m.sum_position + r * m.sum_output + v * lanes;
                             T::store::<S>(m.sums.add(to), sums[r][v]);
                         }
                     }

@@ -97,7 +97,7 @@ impl<T: Vector> WithSimd for Gradients<'_, T> {
 
 /// `A dy`.
 #[inline(always)]
-fn gradient<T: Vector, S: Simd>(simd: S, a: T::Of<S>, b: T::Of<S>) -> [T::Of<S>; SIDE] {
+pub(super) fn gradient<T: Vector, S: Simd>(simd: S, a: T::Of<S>, b: T::Of<S>) -> [T::Of<S>; SIDE] {
     let zero = T::splat(simd, T::ZERO);
     [a, T::sum(simd, a, b), T::difference(simd, a, b), T::difference(simd, zero, b)]
 }

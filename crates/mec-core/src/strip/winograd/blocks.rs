@@ -1,7 +1,7 @@
 //! How a weight gradient by Winograd's filtering is cut into blocks of the result and strips: plain data.
 
-use super::tiling::{GAP, MAX_TILES, OUTPUTS, Tiling};
-use crate::kernel::{Kernel, POSITIONS, STEPS, Vector};
+use super::tiling::{GAP, MAX_TILES, Tiling};
+use crate::kernel::{Kernel, OUTPUTS, POSITIONS, STEPS, Vector};
 use crate::plan::Piece;
 use crate::strip::correlation::Correlation;
 

@@ -1,9 +1,10 @@
 //! Runs correlations by Winograd's filtering: the loops around the micro-kernel.
 
-use super::tiling::{Axis, OUTPUTS, Panel, Piece, Strip};
+use super::tiling::{Axis, GAP, Panel, Piece, Strip};
 use super::{Job, Winograd};
 use crate::kernel::{
-    Kernel, Multiply, Onto, OutRun, POSITIONS, Scatter, TransformOutputs, TransformWeights, Vector,
+    Kernel, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter, TransformAdditions,
+    TransformOutputs, TransformWeights, Vector,
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
@@ -54,6 +55,8 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 /// A strip that is packed: its registers, and which of the worker's runs are those of the tiles' upper
 /// and lower outputs.
 struct Packed {
+    /// First lane, of the panel's.
+    lane: usize,
     vectors: usize,
     runs: [Range<usize>; OUTPUTS],
 }
@@ -102,7 +105,7 @@ impl<T: Vector> Worker<'_, T> {
         let (panel, rest) = (number % plan.panels, number / plan.panels);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         let outputs = part * c.outputs / plan.parts..(part + 1) * c.outputs / plan.parts;
-        let strips = panel * plan.strips / plan.panels..(panel + 1) * plan.strips / plan.panels;
+        let (units, tiles) = plan.panel(panel);
         let mut finite = true;
         for first in (0..c.channels).step_by(plan.channels) {
             let block = Block { group, first, channels: plan.channels.min(c.channels - first) };
@@ -114,19 +117,19 @@ impl<T: Vector> Worker<'_, T> {
             };
             self.strips.clear();
             self.runs.clear();
-            for index in strips.clone() {
-                let register = |strip: usize| strip * plan.registers / plan.strips;
-                let vectors = register(index + 1) - register(index);
+            for (lane, vectors) in plan.strips(tiles.len()) {
                 let width = vectors * plan.lanes;
-                let first = register(index) * plan.lanes;
-                let tiles = first..(first + width).min(plan.tiling.tiles);
-                let strip = plan.tiling.strip(tiles, width);
+                let first = tiles.start + lane;
+                let strip = plan.tiling.strip(first..(first + width).min(tiles.end), width);
                 let to = self.panel(self.strips.len());
                 let panel = Panel { to, position: plan.position(width) };
                 // SAFETY: the caller vouches for the tensors, the plan for the room.
                 unsafe { plan.tiling.pack(self.kernel, &strip, &source, &panel) };
-                let runs = [0, 1].map(|y| self.find_runs(&strip, y));
-                self.strips.push(Packed { vectors, runs });
+                let runs = match plan.whole_images() {
+                    true => [0..0, 0..0],
+                    false => [0, 1].map(|y| self.find_runs(&strip, y)),
+                };
+                self.strips.push(Packed { lane, vectors, runs });
             }
             let channels = plan.tiling.channels_at(block.channels);
             let known = plan.kept > 1 && *kept == Some([job, group, part]);
@@ -138,8 +141,16 @@ impl<T: Vector> Worker<'_, T> {
                     if !known {
                         self.weights(&block, &tile, weights);
                     }
+                    if plan.whole_images() {
+                        for place in 0..self.strips.len() {
+                            self.multiply(&channels, &tile, weights, place);
+                        }
+                        finite &= self.overlap(&block, &tile, &units);
+                        continue;
+                    }
                     for place in 0..self.strips.len() {
-                        finite &= self.outputs(&block, &channels, &tile, weights, place);
+                        self.multiply(&channels, &tile, weights, place);
+                        finite &= self.outputs(&block, &tile, place);
                     }
                 }
             }
@@ -189,33 +200,37 @@ impl<T: Vector> Worker<'_, T> {
         }
     }
 
-    /// Multiplies, transforms and stores one strip of some output channels; whether all are finite.
+    /// The sums of products: where they are, and from a position's to the next's and an output's to the
+    /// next's.
+    fn sums(&self, strip: &Packed) -> (*mut T, usize, usize) {
+        let plan = self.plan;
+        let sums = self.memory.wrapping_add(plan.weights_len());
+        if plan.whole_images() {
+            // A panel's strips lie beside each other.
+            let width = plan.panel_strips() * plan.vectors * plan.lanes;
+            (sums.wrapping_add(strip.lane), plan.outputs * width + GAP, width)
+        } else {
+            let width = strip.vectors * plan.lanes;
+            (sums, plan.outputs * width, width)
+        }
+    }
+
+    /// Multiplies one strip with the weights of some output channels.
     ///
     /// # Safety
     ///
     /// As [`run`]; the strip is packed at `place` and the weights are transformed.
-    unsafe fn outputs(
+    unsafe fn multiply(
         &self,
-        block: &Block,
         channels: &[Range<usize>; POSITIONS],
         outputs: &Range<usize>,
         weights: *const T,
         place: usize,
-    ) -> bool {
-        let (c, o, plan) = (self.c, self.operands, self.plan);
-        let strip = &self.strips[place];
+    ) {
+        let (plan, strip) = (self.plan, &self.strips[place]);
         let width = strip.vectors * plan.lanes;
-        let sums = self.memory.wrapping_add(plan.weights_len());
-        let finished = sums.wrapping_add(plan.sums_len());
-        let output = block.group * c.outputs + outputs.start;
-        let out = o.y.wrapping_add(output * o.y_strides[1]);
-        let runs = strip.runs.clone().map(|runs| &self.runs[runs]);
-        let onto = match (block.first, o.bias.is_null()) {
-            (0, true) => Onto::Nothing,
-            (0, false) => Onto::Bias(o.bias.wrapping_add(output)),
-            _ => Onto::Output,
-        };
-        // SAFETY: panel and weights hold what the tiles read; the runs are places of the output.
+        let (sums, sum_position, sum_output) = self.sums(strip);
+        // SAFETY: panel and weights hold what the tiles read, the plan has room for the sums.
         unsafe {
             self.kernel.winograd.multiply(
                 strip.vectors,
@@ -229,12 +244,93 @@ impl<T: Vector> Worker<'_, T> {
                     channels,
                     outputs: outputs.len(),
                     sums,
-                    sum_position: plan.outputs * width,
+                    sum_position,
+                    sum_output,
                 },
             );
+        }
+    }
+
+    /// What the sums of a block are added to: outputs from `output` on.
+    fn onto(&self, block: &Block, output: usize) -> Onto<T> {
+        match (block.first, self.operands.bias.is_null()) {
+            (0, true) => Onto::Nothing,
+            (0, false) => Onto::Bias(self.operands.bias.wrapping_add(output)),
+            _ => Onto::Output,
+        }
+    }
+
+    /// Transforms the sums of a panel of whole images, adds up what they add to some output channels and
+    /// stores it; whether all are finite.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`]; all strips of the panel, of images `images`, are multiplied.
+    unsafe fn overlap(&self, block: &Block, outputs: &Range<usize>, images: &Range<usize>) -> bool {
+        let (c, o, plan) = (self.c, self.operands, self.plan);
+        let (Some(first_strip), Some(first)) = (self.strips.first(), plan.tiling.first_output)
+        else {
+            return true;
+        };
+        let (sums, position, from_channel) = self.sums(first_strip);
+        let output = block.group * c.outputs + outputs.start;
+        let [image, channel, row, column] = o.y_strides;
+        let strides = c.strides([image, channel, row, column]);
+        let base = c.height.out_base * strides[2] + c.width.out_base * strides[3];
+        let mut finite = true;
+        // SAFETY: the sums of all strips are there; each tile of an image adds to its outputs.
+        unsafe {
+            for r in 0..outputs.len() {
+                for strip in self.strips.iter() {
+                    finite &= self.kernel.winograd.transform_additions(&TransformAdditions {
+                        at: sums.wrapping_add(r * from_channel + strip.lane),
+                        position,
+                        len: strip.vectors * plan.lanes,
+                    });
+                }
+            }
+            self.kernel.winograd.overlap(&Overlap {
+                from: sums,
+                position,
+                from_channel,
+                tiles: [plan.tiling.height.tiles, plan.tiling.width.tiles],
+                images: images.len(),
+                channels: outputs.len(),
+                first,
+                size: [c.height.output, c.width.output],
+                out: o.y.wrapping_add(images.start * image + output * channel + base),
+                strides: [
+                    image,
+                    channel,
+                    c.height.out_step * strides[2],
+                    c.width.out_step * strides[3],
+                ],
+                onto: self.onto(block, output),
+            });
+        }
+        finite
+    }
+
+    /// Transforms and stores one strip of some output channels; whether all are finite.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`]; the strip at `place` is multiplied.
+    unsafe fn outputs(&self, block: &Block, outputs: &Range<usize>, place: usize) -> bool {
+        let (c, o, plan) = (self.c, self.operands, self.plan);
+        let strip = &self.strips[place];
+        let width = strip.vectors * plan.lanes;
+        let (sums, position, _) = self.sums(strip);
+        let finished = self.memory.wrapping_add(plan.weights_len() + plan.sums_len());
+        let output = block.group * c.outputs + outputs.start;
+        let out = o.y.wrapping_add(output * o.y_strides[1]);
+        let runs = strip.runs.clone().map(|runs| &self.runs[runs]);
+        let onto = self.onto(block, output);
+        // SAFETY: the sums are there; the runs are places of the output.
+        unsafe {
             let finite = self.kernel.winograd.transform_outputs(&TransformOutputs {
                 from: sums,
-                position: plan.outputs * width,
+                position,
                 width,
                 channels: outputs.len(),
                 to: finished,

@@ -1,13 +1,12 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
-use crate::kernel::{Kernel, POSITIONS, Pack, PackTiles, SIDE, TransformInputs, Vector};
+use crate::kernel::{
+    Kernel, MAX_IMAGE_TILES, OUTPUTS, POSITIONS, Pack, PackTiles, SIDE, TransformInputs, Vector,
+};
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
 use crate::strip::panel::{List, Source, inside_columns};
 use std::ops::Range;
-
-/// Outputs of a tile along one axis.
-pub(super) const OUTPUTS: usize = 2;
 
 /// Most taps of a piece.
 const TAPS: usize = 3;
@@ -155,16 +154,50 @@ pub(super) struct Tiling {
     pub width: Axis,
     /// Tiles of all images.
     pub tiles: usize,
+    /// Where tiles are of inputs: the output row and column to which an image's first tile adds first. It may
+    /// lie outside.
+    pub first_output: Option<[isize; 2]>,
     pieces: [(Piece, Piece); MAX_PIECES * MAX_PIECES],
 }
 
 impl Tiling {
-    /// `None` where it cannot be.
+    /// In tiles of outputs; `None` where it cannot be.
     pub fn new(c: &Correlation) -> Option<Self> {
+        Self::with(c, &c.height, &c.width)
+    }
+
+    /// In tiles of inputs, which are outputs to the tiling: each adds to [`SIDE`] rows and columns of the
+    /// correlation's. `None` where it cannot be.
+    pub fn of_inputs(c: &Correlation) -> Option<Self> {
+        let turned = |reach: &Reach| {
+            let last = reach.taps - 1;
+            (reach.step == 1 && (last == 0 || reach.tap_step == 1)).then_some(Reach {
+                output: reach.input,
+                base: 0,
+                weight_first: reach
+                    .weight_first
+                    .checked_add_signed(last as isize * reach.weight_step)?,
+                weight_step: -reach.weight_step,
+                ..*reach
+            })
+        };
+        let tiling = Self::with(c, &turned(&c.height)?, &turned(&c.width)?)?;
+        let first = |reach: &Reach| 1 - reach.base - reach.taps as isize;
+        // No output may lie where no tile adds.
+        let reached = |axis: &Axis, reach: &Reach| {
+            let end = first(reach) + ((axis.tiles + 1) * OUTPUTS) as isize;
+            first(reach) <= 0 && end >= reach.output as isize
+        };
+        let all = reached(&tiling.height, &c.height) && reached(&tiling.width, &c.width);
+        (all && tiling.count() == 1 && tiling.image_tiles() <= MAX_IMAGE_TILES)
+            .then_some(Self { first_output: Some([first(&c.height), first(&c.width)]), ..tiling })
+    }
+
+    fn with(c: &Correlation, height: &Reach, width: &Reach) -> Option<Self> {
         if c.phases().len() != 1 || c.channels == 0 || c.outputs == 0 || c.batch == 0 {
             return None;
         }
-        let (height, width) = (Axis::new(&c.height)?, Axis::new(&c.width)?);
+        let (height, width) = (Axis::new(height)?, Axis::new(width)?);
         let tiles = c.batch * height.all_tiles() * width.all_tiles();
         if tiles == 0 {
             return None;
@@ -181,7 +214,17 @@ impl Tiling {
         });
         let mut pieces = [Default::default(); MAX_PIECES * MAX_PIECES];
         pieces.iter_mut().zip(pairs).for_each(|(piece, pair)| *piece = pair);
-        Some(Self { height, width, tiles, pieces })
+        Some(Self { height, width, tiles, first_output: None, pieces })
+    }
+
+    /// Tiles of an image.
+    pub fn image_tiles(&self) -> usize {
+        self.height.all_tiles() * self.width.all_tiles()
+    }
+
+    /// Rows and columns of the input that a tile meets.
+    fn side(&self) -> usize {
+        if self.first_output.is_some() { OUTPUTS } else { SIDE }
     }
 
     /// Pieces of the kernel.
@@ -281,7 +324,7 @@ impl Tiling {
     ) {
         let (h, w) = (&self.height, &self.width);
         let len = self.count() * source.channels * strip.width;
-        if kernel.winograd.packs_tiles() {
+        if self.first_output.is_none() && kernel.winograd.packs_tiles() {
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
                 unsafe { panel.to.write_bytes(0, POSITIONS * panel.position) };
@@ -320,12 +363,12 @@ impl Tiling {
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
             self.pack_plain(kernel, strip, source, panel);
-            let at = panel.to;
-            kernel.winograd.transform_inputs(&TransformInputs {
-                at,
-                position: panel.position,
-                len,
-            });
+            let inputs = TransformInputs { at: panel.to, position: panel.position, len };
+            if self.first_output.is_some() {
+                kernel.winograd.transform_tiles(&inputs);
+            } else {
+                kernel.winograd.transform_inputs(&inputs);
+            }
         }
     }
 
@@ -345,20 +388,21 @@ impl Tiling {
         let [image, channel, row, column] = source.strides;
         let used = strip.runs().last().map_or(0, |run| run.lane + run.tiles);
         let step = OUTPUTS * w.unit;
+        let side = self.side();
         for (number, (rows, columns)) in self.pieces().enumerate() {
             let to = panel.to.wrapping_add(number * source.channels * strip.width);
             for run in strip.runs() {
                 let idle = if run.lane + run.tiles == used { strip.width - used } else { 0 };
                 let top = first_input(h, run.row, rows);
-                let (above, inside) = inside_columns(top, h.unit, h.reach.input, SIDE);
-                for j in 0..SIDE {
+                let (above, inside) = inside_columns(top, h.unit, h.reach.input, side);
+                for j in 0..side {
                     let left = first_input(w, run.column, columns) + (j * w.unit) as isize;
                     let (before, columns) = inside_columns(left, step, w.reach.input, run.tiles);
                     let start = left + (before * step) as isize;
                     let parts =
-                        [(0, above, 0), (above, inside, columns), (above + inside, SIDE, 0)];
+                        [(0, above, 0), (above, inside, columns), (above + inside, side, 0)];
                     for (from_row, rows, columns) in parts {
-                        let rows = rows.min(SIDE - from_row);
+                        let rows = rows.min(side - from_row);
                         let y = top + (from_row * h.unit) as isize;
                         let offset = run.image as isize * image + y * row + start * column;
                         let at = (from_row * SIDE + j) * panel.position + run.lane;

@@ -13,9 +13,9 @@
 //! ```
 
 use super::blocks::Blocks;
-use super::tiling::{OUTPUTS, Panel, Strip};
+use super::tiling::{Panel, Strip};
 use crate::kernel::{
-    Accumulate, Kernel, SIDE, TransformGradients, TransformSums, Transpose, Vector,
+    Accumulate, Kernel, OUTPUTS, SIDE, TransformGradients, TransformSums, Transpose, Vector,
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;

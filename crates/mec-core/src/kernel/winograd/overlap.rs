@@ -1,0 +1,312 @@
+//! The transposed filtering: tiles of 2 x 2 inputs, each of which adds to 4 x 4 outputs.
+//!
+//! Where the kernel reaches beyond the input on all sides, as the gradient of an unpadded layer does,
+//! there are fewer tiles of inputs than of outputs. The matrices are those of the other form, transposed:
+//!
+//! ```text
+//! y = B [(G g G') * (A d A')] B'      summed over channels; outputs that tiles share are added up
+//! ```
+
+use super::forward::TransformInputs;
+use super::gradient::gradient;
+use super::{OUTPUTS, POSITIONS, SIDE};
+use crate::kernel::simd::{Isa, MAX_LANES, Vector};
+use crate::kernel::tile::Onto;
+use pulp::{Simd, WithSimd};
+use std::ops::Range;
+
+/// Most tiles of an image.
+pub(crate) const MAX_IMAGE_TILES: usize = 128;
+
+/// Sums of products at each position, to be transformed in place into what each tile adds: `B m B'`.
+pub(crate) struct TransformAdditions<T> {
+    /// Position 0 of the first tile and channel.
+    pub at: *mut T,
+    /// Elements from a position to the next.
+    pub position: usize,
+    /// Elements of each position, in whole registers.
+    pub len: usize,
+}
+
+/// What tiles add to the outputs, to be added up and stored.
+pub(crate) struct Overlap<T> {
+    /// Position 0 of the first channel's first tile: image by image, row by row.
+    pub from: *const T,
+    /// Elements from a position to the next.
+    pub position: usize,
+    /// Elements from a channel to the next.
+    pub from_channel: usize,
+    /// Rows and columns of the tiles of an image: at most [`MAX_IMAGE_TILES`] together.
+    pub tiles: [usize; 2],
+    /// Images.
+    pub images: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Output row and column to which position 0 of an image's first tile adds; it may lie outside.
+    pub first: [isize; 2],
+    /// Output rows and columns.
+    pub size: [usize; 2],
+    /// Output row 0 and column 0 of the first channel of the first image.
+    pub out: *mut T,
+    /// Elements from an image, channel, row and column of the output to the next.
+    pub strides: [usize; 4],
+    /// What is added.
+    pub onto: Onto<T>,
+}
+
+struct Inputs<'a, T>(&'a TransformInputs<T>);
+
+impl<T: Vector> WithSimd for Inputs<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let t = self.0;
+        for n in (0..t.len).step_by(T::lanes::<S>()) {
+            // SAFETY: `transform_tiles`'s contract covers every position.
+            unsafe {
+                let input = |i, j| T::load::<S>(t.at.add((i * SIDE + j) * t.position + n));
+                let left = gradient::<T, S>(simd, input(0, 0), input(1, 0));
+                let right = gradient::<T, S>(simd, input(0, 1), input(1, 1));
+                for i in 0..SIDE {
+                    let row = gradient::<T, S>(simd, left[i], right[i]);
+                    for j in 0..SIDE {
+                        T::store::<S>(t.at.add((i * SIDE + j) * t.position + n), row[j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Additions<'a, T>(&'a TransformAdditions<T>);
+
+impl<T: Vector> WithSimd for Additions<'_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> bool {
+        let t = self.0;
+        let zero = T::splat(simd, T::ZERO);
+        // Zero times what is not finite is not a number, and stays none.
+        let mut finite = zero;
+        let mut m = [[zero; SIDE]; SIDE];
+        for n in (0..t.len).step_by(T::lanes::<S>()) {
+            // SAFETY: `transform_additions`'s contract covers every position.
+            unsafe {
+                for j in 0..SIDE {
+                    let mut column = [zero; SIDE];
+                    for i in 0..SIDE {
+                        column[i] = T::load::<S>(t.at.add((i * SIDE + j) * t.position + n));
+                    }
+                    let column = addition::<T, S>(simd, column);
+                    for i in 0..SIDE {
+                        m[i][j] = column[i];
+                    }
+                }
+                for i in 0..SIDE {
+                    let row = addition::<T, S>(simd, m[i]);
+                    for j in 0..SIDE {
+                        finite = T::mul_add(simd, row[j], zero, finite);
+                        T::store::<S>(t.at.add((i * SIDE + j) * t.position + n), row[j]);
+                    }
+                }
+            }
+        }
+        T::sum_lanes(simd, finite) == T::ZERO
+    }
+}
+
+/// `B m`.
+#[inline(always)]
+fn addition<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of<S>; SIDE] {
+    let zero = T::splat(simd, T::ZERO);
+    let odd = T::difference(simd, b, c);
+    let even = T::sum(simd, b, c);
+    [a, T::sum(simd, odd, d), T::difference(simd, even, a), T::difference(simd, zero, d)]
+}
+
+struct Add<'a, T>(&'a Overlap<T>);
+
+impl<T: Vector> WithSimd for Add<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let o = self.0;
+        let lanes = T::lanes::<S>();
+        let [_, columns] = o.tiles;
+        // The left half of a tile adds to two columns, the right half to those of the next tile, which are
+        // the first beside the last tile.
+        for tile in (0..=columns).step_by(lanes) {
+            let these = (columns + 1 - tile).min(lanes);
+            let first = o.first[1] + (tile * OUTPUTS) as isize;
+            let inside = |column: isize| (column - first).clamp(0, (these * OUTPUTS) as isize);
+            let (skipped, end) = (inside(0) as usize, inside(o.size[1] as isize) as usize);
+            if skipped < end {
+                // SAFETY: these are columns of the output.
+                unsafe { o.segment::<S>(simd, tile, these, skipped..end) };
+            }
+        }
+    }
+}
+
+impl<T: Vector> Overlap<T> {
+    /// Adds up the columns `kept` of the register of tile columns that begins with `tile` and has `tiles`.
+    ///
+    /// # Safety
+    ///
+    /// As [`overlap`].
+    #[inline(always)]
+    unsafe fn segment<S: Simd>(&self, simd: S, tile: usize, tiles: usize, kept: Range<usize>) {
+        let lanes = T::lanes::<S>();
+        let [rows, columns] = self.tiles;
+        let [image, channel, row, column] = self.strides;
+        let left = T::mask(simd, 0, (columns - tile).min(lanes));
+        let right = T::mask(simd, usize::from(tile == 0), tiles);
+        let zero = T::splat(simd, T::ZERO);
+        let first = (self.first[1] + (tile * OUTPUTS + kept.start) as isize) as usize;
+        let mut segment = [T::ZERO; OUTPUTS * MAX_LANES];
+        for r in 0..self.channels {
+            for n in 0..self.images {
+                let from =
+                    self.from.wrapping_add(r * self.from_channel + n * rows * columns + tile);
+                let out = self.out.wrapping_add(n * image + r * channel + first * column);
+                for p in 0..=rows {
+                    for y in 0..OUTPUTS {
+                        let q = self.first[0] + (p * OUTPUTS + y) as isize;
+                        if !(0..self.size[0] as isize).contains(&q) {
+                            continue;
+                        }
+                        let mut sums = [zero; OUTPUTS];
+                        // SAFETY: masked lanes are tiles of these rows; the caller vouches for the
+                        // outputs.
+                        unsafe {
+                            if p < rows {
+                                self.add(
+                                    simd,
+                                    &mut sums,
+                                    from.wrapping_add(p * columns),
+                                    y,
+                                    left,
+                                    right,
+                                );
+                            }
+                            if p > 0 {
+                                let above = from.wrapping_add((p - 1) * columns);
+                                self.add(simd, &mut sums, above, y + OUTPUTS, left, right);
+                            }
+                            T::store_in_turns::<S>(segment.as_mut_ptr(), sums[0], sums[1]);
+                            let to = out.wrapping_add(q as usize * row);
+                            self.store(simd, r, &segment[kept.clone()], to);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds row `i` of what a row of tiles adds, the left half of each tile and the right half of the one
+    /// before.
+    ///
+    /// # Safety
+    ///
+    /// The lanes of `left` can be read at `from`, and those of `right` from one before it.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(
+        &self,
+        simd: S,
+        sums: &mut [T::Of<S>; OUTPUTS],
+        from: *const T,
+        i: usize,
+        left: T::Mask<S>,
+        right: T::Mask<S>,
+    ) {
+        let at = |j: usize| from.wrapping_add((i * SIDE + j) * self.position);
+        for x in 0..OUTPUTS {
+            // SAFETY: the same contract.
+            unsafe {
+                let value = T::load_masked(simd, at(x), left);
+                let before = T::load_masked(simd, at(x + OUTPUTS).wrapping_sub(1), right);
+                sums[x] = T::sum(simd, sums[x], T::sum(simd, value, before));
+            }
+        }
+    }
+
+    /// Stores a part of a row.
+    ///
+    /// # Safety
+    ///
+    /// As [`overlap`], for the columns from `to` on.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, simd: S, channel: usize, values: &[T], to: *mut T) {
+        let lanes = T::lanes::<S>();
+        let onto = matches!(self.onto, Onto::Output);
+        let bias = match self.onto {
+            // SAFETY: there is one for each channel.
+            Onto::Bias(bias) => unsafe { *bias.add(channel) },
+            _ => T::ZERO,
+        };
+        let column = self.strides[3];
+        if column != 1 {
+            for (n, &value) in values.iter().enumerate() {
+                // SAFETY: the caller vouches for the columns.
+                unsafe {
+                    let to = to.wrapping_add(n * column);
+                    *to = if onto { value + *to } else { value + bias };
+                }
+            }
+            return;
+        }
+        let bias = T::splat(simd, bias);
+        for at in (0..values.len()).step_by(lanes) {
+            let count = (values.len() - at).min(lanes);
+            // SAFETY: the caller vouches for the columns.
+            unsafe {
+                let (from, to) = (values.as_ptr().add(at), to.wrapping_add(at));
+                let mask = T::mask(simd, 0, count);
+                let mut value = T::sum(simd, T::load_masked(simd, from, mask), bias);
+                if onto {
+                    value = T::sum(simd, value, T::load_masked(simd, to, mask));
+                }
+                if count == lanes {
+                    T::store::<S>(to, value);
+                } else {
+                    T::store_first(simd, to, T::first(simd, count), value);
+                }
+            }
+        }
+    }
+}
+
+/// Transforms tiles of inputs, which lie at positions 0, 1, [`SIDE`] and `SIDE + 1`, in place.
+///
+/// # Safety
+///
+/// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position.
+pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInputs<T>) {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(Inputs(t));
+}
+
+/// Transforms sums in place, and says whether all of them are finite.
+///
+/// # Safety
+///
+/// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position.
+pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformAdditions<T>) -> bool {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(Additions(t))
+}
+
+/// Adds up what tiles add, and stores all outputs they reach.
+///
+/// # Safety
+///
+/// The CPU has `I`; each channel has all tiles of `images` at each position, every output of which can be
+/// written (onto the output: read too); a bias has `channels` elements.
+pub(crate) unsafe fn overlap<T: Vector, I: Isa>(o: &Overlap<T>) {
+    debug_assert!(o.tiles[0] * o.tiles[1] <= MAX_IMAGE_TILES && POSITIONS == SIDE * SIDE);
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { I::token() }.vectorize(Add(o));
+}
