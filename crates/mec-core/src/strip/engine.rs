@@ -23,10 +23,11 @@ use crate::kernel::{
     Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, Scatter, Tap, Tile, Vector,
     prefetch,
 };
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use weights::Weights;
 pub(crate) use weights::taps_bytes;
+use weights::{Packed, Weights};
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Strips);
@@ -73,7 +74,8 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let memory = Workspace::new(memory_len(jobs));
         let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
         let taps = Vec::with_capacity(2 * most_taps);
-        let mut worker = Worker { kernel, operands, memory, taps };
+        let packed = Cell::new(None);
+        let mut worker = Worker { kernel, operands, memory, taps, packed };
         for number in numbers {
             // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
             unsafe { worker.run(jobs, spread(number, tasks, threads)) };
@@ -108,10 +110,13 @@ struct Worker<'a, T: Copy + 'static> {
     /// The taps of each phase, one phase after the other; then, where weights are packed, the same
     /// taps with their places there.
     taps: Vec<Tap>,
+    /// Whose weights are packed: the next panel may want the same.
+    packed: Cell<Option<Packed>>,
 }
 
 /// One task, resolved.
 struct Task<'a> {
+    job: usize,
     c: &'a Correlation,
     plan: &'a Strips,
     strip: Strip,
@@ -158,7 +163,12 @@ impl<T: Vector> Worker<'_, T> {
         let first = self.taps.get(..2).map_or(0, distance);
         let weight_step = self.taps.windows(2).all(|pair| distance(pair) == first).then_some(first);
         // What no window changes is found here: with few channels a window is short.
+        if self.packed.get().is_some_and(|packed| packed.job != job) {
+            // Another job's panel may be larger and lie where they were.
+            self.packed.set(None);
+        }
         let task = Task {
+            job,
             c,
             plan,
             group,

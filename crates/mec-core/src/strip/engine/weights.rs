@@ -27,6 +27,16 @@ pub(super) struct Weights<'a, T> {
     pub taps: &'a [Tap],
 }
 
+/// Whose weights a thread has packed. With one tile of output channels, and one block of those summed, all
+/// panels of a job want the same: packing them anew was a twelfth of cv1's input gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packed {
+    pub job: usize,
+    group: usize,
+    output: usize,
+    channel: usize,
+}
+
 impl<T> Weights<'_, T> {
     /// Elements from a summed channel's weights to the next's, in a phase that has `taps`.
     pub fn channel_of(&self, taps: &[Tap]) -> isize {
@@ -93,8 +103,11 @@ impl<T: Vector> Worker<'_, T> {
         }
         let to = self.memory.as_ptr().wrapping_add(task.plan.panel_len);
         let tile = self.kernel.channels;
+        let (job, group) = (task.job, task.group);
+        let wanted = Packed { job, group, output: outputs.start, channel: panel.channel };
+        let known = self.packed.replace(Some(wanted)) == Some(wanted);
         let (mut taps, mut at) = (in_place, to);
-        for phase in task.c.phases() {
+        for phase in task.c.phases().iter().filter(|_| !known) {
             let these;
             (these, taps) = taps.split_at(task.c.height.taps * phase.taps);
             // SAFETY: the caller vouches for the weight; the plan made room for each phase.
