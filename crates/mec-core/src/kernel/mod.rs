@@ -28,9 +28,8 @@ pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
-    Accumulate, MAX_IMAGE_TILES, Multiply, OUTPUTS, Overlap, POSITIONS, PackTiles, SIDE,
-    TransformAdditions, TransformGradients, TransformInputs, TransformOutputs, TransformSums,
-    TransformWeights, Winograd,
+    Accumulate, Multiply, OUTPUTS, Overlap, POSITIONS, PackTiles, SIDE, TransformGradients,
+    TransformInPlace, TransformOutputs, TransformSums, TransformWeights, Winograd,
 };
 
 use simd::Isa;

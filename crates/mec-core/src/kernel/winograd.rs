@@ -19,10 +19,10 @@ mod overlap;
 
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
-    Multiply, PackTiles, TransformInputs, TransformOutputs, TransformWeights,
+    Multiply, PackTiles, TransformInPlace, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
-pub(crate) use overlap::{MAX_IMAGE_TILES, Overlap, TransformAdditions};
+pub(crate) use overlap::Overlap;
 
 use super::simd::{Isa, Moves, Vector};
 use super::{FEW, MAX_VECTORS, SIZES, TileSizes};
@@ -43,7 +43,7 @@ type MultiplyFn<T> = unsafe fn(&Multiply<T>);
 pub(crate) struct Winograd<T: 'static> {
     sizes: TileSizes,
     pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
-    transform_inputs: unsafe fn(&TransformInputs<T>),
+    transform_inputs: unsafe fn(&TransformInPlace<T>),
     transform_weights: unsafe fn(&TransformWeights<T>),
     /// By vectors of tiles (1, 2, 3) and by channels, as `sizes` says.
     multiplies: [[MultiplyFn<T>; SIZES]; MAX_VECTORS],
@@ -52,8 +52,8 @@ pub(crate) struct Winograd<T: 'static> {
     /// By vectors of channels (1 to 4).
     accumulates: [unsafe fn(&Accumulate<T>); 4],
     transform_sums: unsafe fn(&TransformSums<T>) -> bool,
-    transform_tiles: unsafe fn(&TransformInputs<T>),
-    transform_additions: unsafe fn(&TransformAdditions<T>) -> bool,
+    transform_tiles: unsafe fn(&TransformInPlace<T>),
+    transform_additions: unsafe fn(&TransformInPlace<T>) -> bool,
     overlap: unsafe fn(&Overlap<T>),
 }
 
@@ -127,7 +127,7 @@ impl<T: Vector> Winograd<T> {
     /// # Safety
     ///
     /// As [`forward::transform_inputs`].
-    pub unsafe fn transform_inputs(&self, t: &TransformInputs<T>) {
+    pub unsafe fn transform_inputs(&self, t: &TransformInPlace<T>) {
         // SAFETY: the caller vouches for the inputs, this value for the CPU.
         unsafe { (self.transform_inputs)(t) }
     }
@@ -197,7 +197,7 @@ impl<T: Vector> Winograd<T> {
     /// # Safety
     ///
     /// As [`overlap::transform_tiles`].
-    pub unsafe fn transform_tiles(&self, t: &TransformInputs<T>) {
+    pub unsafe fn transform_tiles(&self, t: &TransformInPlace<T>) {
         // SAFETY: the caller vouches for the inputs, this value for the CPU.
         unsafe { (self.transform_tiles)(t) }
     }
@@ -208,7 +208,7 @@ impl<T: Vector> Winograd<T> {
     /// # Safety
     ///
     /// As [`overlap::transform_additions`].
-    pub unsafe fn transform_additions(&self, t: &TransformAdditions<T>) -> bool {
+    pub unsafe fn transform_additions(&self, t: &TransformInPlace<T>) -> bool {
         // SAFETY: the caller vouches for the sums, this value for the CPU.
         unsafe { (self.transform_additions)(t) }
     }

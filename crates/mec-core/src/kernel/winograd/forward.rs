@@ -42,8 +42,8 @@ pub struct PackTiles<T> {
     pub position: usize,
 }
 
-/// Inputs of many tiles, transformed in place: `B' d B`.
-pub(crate) struct TransformInputs<T> {
+/// What lies at each position of many tiles, to be transformed in place.
+pub(crate) struct TransformInPlace<T> {
     /// Position 0 of the first tile and channel.
     pub at: *mut T,
     /// Elements from a position to the next.
@@ -118,7 +118,7 @@ pub(crate) struct TransformOutputs<T> {
     pub to: *mut T,
 }
 
-struct Inputs<'a, T>(&'a TransformInputs<T>);
+struct Inputs<'a, T>(&'a TransformInPlace<T>);
 
 impl<T: Vector> WithSimd for Inputs<'_, T> {
     type Output = ();
@@ -126,29 +126,51 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let t = self.0;
-        let mut d = [[T::splat(simd, T::ZERO); SIDE]; SIDE];
         for n in (0..t.len).step_by(T::lanes::<S>()) {
             // SAFETY: `transform_inputs`'s contract covers every position.
             unsafe {
-                for j in 0..SIDE {
-                    let mut column = [d[0][0]; SIDE];
-                    for i in 0..SIDE {
-                        column[i] = T::load::<S>(t.at.add((i * SIDE + j) * t.position + n));
-                    }
-                    let column = input::<T, S>(simd, column);
-                    for i in 0..SIDE {
-                        d[i][j] = column[i];
-                    }
-                }
+                let at = t.at.add(n);
+                let rows = both_ways::<T, S, SIDE>(simd, at, t.position, input::<T, S>);
                 for i in 0..SIDE {
-                    let row = input::<T, S>(simd, d[i]);
                     for j in 0..SIDE {
-                        T::store::<S>(t.at.add((i * SIDE + j) * t.position + n), row[j]);
+                        T::store::<S>(at.add((i * SIDE + j) * t.position), rows[i][j]);
                     }
                 }
             }
         }
     }
+}
+
+/// The register at each position, transformed along the columns and then along the rows.
+///
+/// # Safety
+///
+/// A register can be read at `at` and as far on as each position is.
+#[inline(always)]
+pub(super) unsafe fn both_ways<T: Vector, S: Simd, const N: usize>(
+    simd: S,
+    at: *const T,
+    position: usize,
+    by: impl Fn(S, [T::Of<S>; SIDE]) -> [T::Of<S>; N],
+) -> [[T::Of<S>; N]; N] {
+    let zero = T::splat(simd, T::ZERO);
+    let mut half = [[zero; SIDE]; N];
+    for j in 0..SIDE {
+        let mut column = [zero; SIDE];
+        for i in 0..SIDE {
+            // SAFETY: the caller vouches for the position.
+            column[i] = unsafe { T::load::<S>(at.add((i * SIDE + j) * position)) };
+        }
+        let column = by(simd, column);
+        for i in 0..N {
+            half[i][j] = column[i];
+        }
+    }
+    let mut rows = [[zero; N]; N];
+    for i in 0..N {
+        rows[i] = by(simd, half[i]);
+    }
+    rows
 }
 
 /// `B' d`.
@@ -273,16 +295,8 @@ impl<T: Vector> WithSimd for Outputs<'_, T> {
                 // SAFETY: `transform_outputs`'s contract covers both sides.
                 unsafe {
                     let from = t.from.add(r * t.width + v);
-                    let mut half = [[zero; SIDE]; 2];
-                    for j in 0..SIDE {
-                        let mut column = [zero; SIDE];
-                        for i in 0..SIDE {
-                            column[i] = T::load::<S>(from.add((i * SIDE + j) * t.position));
-                        }
-                        [half[0][j], half[1][j]] = output::<T, S>(simd, column);
-                    }
-                    for y in 0..2 {
-                        let [left, right] = output::<T, S>(simd, half[y]);
+                    let rows = both_ways::<T, S, 2>(simd, from, t.position, output::<T, S>);
+                    for (y, [left, right]) in rows.into_iter().enumerate() {
                         finite = T::mul_add(simd, left, zero, finite);
                         finite = T::mul_add(simd, right, zero, finite);
                         let to = t.to.add((y * t.channels + r) * 2 * t.width + 2 * v);
@@ -308,7 +322,7 @@ fn output<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of
 /// # Safety
 ///
 /// The CPU has `I`; `len` elements of each position can be read and written, `len` being whole registers.
-pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInputs<T>) {
+pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInPlace<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Inputs(t));
 }

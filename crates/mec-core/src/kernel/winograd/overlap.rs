@@ -7,26 +7,13 @@
 //! y = B [(G g G') * (A d A')] B'      summed over channels; outputs that tiles share are added up
 //! ```
 
-use super::forward::TransformInputs;
+use super::forward::{TransformInPlace, both_ways};
 use super::gradient::gradient;
-use super::{OUTPUTS, POSITIONS, SIDE};
+use super::{OUTPUTS, SIDE};
 use crate::kernel::simd::{Isa, MAX_LANES, Vector};
 use crate::kernel::tile::Onto;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
-
-/// Most tiles of an image.
-pub(crate) const MAX_IMAGE_TILES: usize = 128;
-
-/// Sums of products at each position, to be transformed in place into what each tile adds: `B m B'`.
-pub(crate) struct TransformAdditions<T> {
-    /// Position 0 of the first tile and channel.
-    pub at: *mut T,
-    /// Elements from a position to the next.
-    pub position: usize,
-    /// Elements of each position, in whole registers.
-    pub len: usize,
-}
 
 /// What tiles add to the outputs, to be added up and stored.
 pub(crate) struct Overlap<T> {
@@ -36,7 +23,7 @@ pub(crate) struct Overlap<T> {
     pub position: usize,
     /// Elements from a channel to the next.
     pub from_channel: usize,
-    /// Rows and columns of the tiles of an image: at most [`MAX_IMAGE_TILES`] together.
+    /// Rows and columns of the tiles of an image.
     pub tiles: [usize; 2],
     /// Images.
     pub images: usize,
@@ -54,7 +41,7 @@ pub(crate) struct Overlap<T> {
     pub onto: Onto<T>,
 }
 
-struct Inputs<'a, T>(&'a TransformInputs<T>);
+struct Inputs<'a, T>(&'a TransformInPlace<T>);
 
 impl<T: Vector> WithSimd for Inputs<'_, T> {
     type Output = ();
@@ -79,7 +66,7 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
     }
 }
 
-struct Additions<'a, T>(&'a TransformAdditions<T>);
+struct Additions<'a, T>(&'a TransformInPlace<T>);
 
 impl<T: Vector> WithSimd for Additions<'_, T> {
     type Output = bool;
@@ -90,25 +77,15 @@ impl<T: Vector> WithSimd for Additions<'_, T> {
         let zero = T::splat(simd, T::ZERO);
         // Zero times what is not finite is not a number, and stays none.
         let mut finite = zero;
-        let mut m = [[zero; SIDE]; SIDE];
         for n in (0..t.len).step_by(T::lanes::<S>()) {
             // SAFETY: `transform_additions`'s contract covers every position.
             unsafe {
-                for j in 0..SIDE {
-                    let mut column = [zero; SIDE];
-                    for i in 0..SIDE {
-                        column[i] = T::load::<S>(t.at.add((i * SIDE + j) * t.position + n));
-                    }
-                    let column = addition::<T, S>(simd, column);
-                    for i in 0..SIDE {
-                        m[i][j] = column[i];
-                    }
-                }
+                let at = t.at.add(n);
+                let rows = both_ways::<T, S, SIDE>(simd, at, t.position, addition::<T, S>);
                 for i in 0..SIDE {
-                    let row = addition::<T, S>(simd, m[i]);
                     for j in 0..SIDE {
-                        finite = T::mul_add(simd, row[j], zero, finite);
-                        T::store::<S>(t.at.add((i * SIDE + j) * t.position + n), row[j]);
+                        finite = T::mul_add(simd, rows[i][j], zero, finite);
+                        T::store::<S>(at.add((i * SIDE + j) * t.position), rows[i][j]);
                     }
                 }
             }
@@ -284,7 +261,7 @@ impl<T: Vector> Overlap<T> {
 /// # Safety
 ///
 /// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position.
-pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInputs<T>) {
+pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInPlace<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Inputs(t));
 }
@@ -294,7 +271,7 @@ pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInputs<T>) 
 /// # Safety
 ///
 /// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position.
-pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformAdditions<T>) -> bool {
+pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformInPlace<T>) -> bool {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Additions(t))
 }
@@ -306,7 +283,6 @@ pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformAdditio
 /// The CPU has `I`; each channel has all tiles of `images` at each position, every output of which can be
 /// written (onto the output: read too); a bias has `channels` elements.
 pub(crate) unsafe fn overlap<T: Vector, I: Isa>(o: &Overlap<T>) {
-    debug_assert!(o.tiles[0] * o.tiles[1] <= MAX_IMAGE_TILES && POSITIONS == SIDE * SIDE);
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Add(o));
 }

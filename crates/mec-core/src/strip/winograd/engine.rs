@@ -3,7 +3,7 @@
 use super::tiling::{Axis, GAP, Panel, Piece, Strip};
 use super::{Job, Winograd};
 use crate::kernel::{
-    Kernel, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter, TransformAdditions,
+    Kernel, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter, TransformInPlace,
     TransformOutputs, TransformWeights, Vector,
 };
 use crate::strip::buffer::Workspace;
@@ -282,7 +282,7 @@ impl<T: Vector> Worker<'_, T> {
         unsafe {
             for r in 0..outputs.len() {
                 for strip in self.strips.iter() {
-                    finite &= self.kernel.winograd.transform_additions(&TransformAdditions {
+                    finite &= self.kernel.winograd.transform_additions(&TransformInPlace {
                         at: sums.wrapping_add(r * from_channel + strip.lane),
                         position,
                         len: strip.vectors * plan.lanes,

@@ -1,8 +1,6 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
-use crate::kernel::{
-    Kernel, MAX_IMAGE_TILES, OUTPUTS, POSITIONS, Pack, PackTiles, SIDE, TransformInputs, Vector,
-};
+use crate::kernel::{Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, SIDE, TransformInPlace, Vector};
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
 use crate::strip::panel::{List, Source, inside_columns};
@@ -13,6 +11,9 @@ const TAPS: usize = 3;
 
 /// Most pieces along one axis: 11 taps at stride 4 and 7 taps at any stride have fewer.
 const MAX_PIECES: usize = 4;
+
+/// Most tiles of an image where they are of inputs: a panel holds whole images.
+const MAX_IMAGE_TILES: usize = 128;
 
 /// Elements between the positions of a panel beyond what they hold: a cache line at least, so that
 /// positions do not all begin in the same set of the first-level cache.
@@ -363,7 +364,7 @@ impl Tiling {
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
             self.pack_plain(kernel, strip, source, panel);
-            let inputs = TransformInputs { at: panel.to, position: panel.position, len };
+            let inputs = TransformInPlace { at: panel.to, position: panel.position, len };
             if self.first_output.is_some() {
                 kernel.winograd.transform_tiles(&inputs);
             } else {
