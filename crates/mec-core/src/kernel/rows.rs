@@ -4,9 +4,12 @@
 //! it is written. Instead rows are read where they lie, each tap at its own offset, with padding as
 //! zeros under a mask. Every multiply-add takes one load, as many as two ports can do.
 
+mod three_by_three;
+
 use super::simd::{Isa, Vector};
 use super::tile::prefetch;
 use pulp::{Simd, WithSimd};
+use three_by_three::{Output, Sums, Tiles};
 
 /// One plane of the input of a depthwise correlation at stride 1.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +66,7 @@ pub(crate) struct RowSums<T> {
     pub sums: *mut T,
 }
 
-/// Output rows of a tile. Eight sums would hide more of the multiply-add's latency, but each row is a stream of
-/// memory of its own, for which all passes took 1.14 times as long (Zen 2, dw1, one thread and two).
+/// Output rows of a tile.
 const ROWS: usize = 4;
 
 /// Kernel columns of a tile of the weight gradient.
@@ -78,11 +80,11 @@ impl<T: Vector> Plane<T> {
         T::mask(simd, within(-x), within(self.width as isize - x))
     }
 
-    /// Asks for the next rows from (`y`, `x`) on: of this plane or, behind its last row, of the one that
+    /// Asks for the next `rows` from (`y`, `x`) on: of this plane or, behind its last row, of the one that
     /// follows. Without this, half the time of 56 x 56 planes was waiting for memory (Zen 2, dw1).
     #[inline(always)]
-    fn prefetch(&self, y: isize, x: usize) {
-        for i in 0..ROWS as isize {
+    fn prefetch(&self, y: isize, x: usize, rows: usize) {
+        for i in 0..rows as isize {
             prefetch(self.first.wrapping_offset((y + i) * self.row + x as isize));
         }
     }
@@ -107,24 +109,30 @@ impl<T: Vector> WithSimd for &Rows<T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        if self.window.taps == [3, 3] && self.window.step[0] == 1 {
+            let Rows { x, window, size, .. } = *self;
+            // SAFETY: `rows`' contract covers the weights, the plane and the output.
+            unsafe {
+                let row =
+                    |t| [self.splat(simd, t, 0), self.splat(simd, t, 1), self.splat(simd, t, 2)];
+                let mut output = Output {
+                    bias: T::splat(simd, self.bias),
+                    out: self.out,
+                    width: size[1],
+                    weights: [row(0), row(1), row(2)],
+                };
+                return Tiles { x, window, size }.visit(simd, &mut output);
+            }
+        }
         let lanes = T::lanes::<S>();
         let [height, width] = self.size;
-        let three = self.window.taps[0] == 3 && self.window.step[0] == 1;
         // Along the rows, so that memory is met in order.
         for y in (0..height).step_by(ROWS) {
             for x in (0..width).step_by(lanes) {
                 // SAFETY: `rows`' contract covers every address formed there.
-                let acc = unsafe {
-                    if !three {
-                        self.any_taps(simd, y, x)
-                    } else if self.inside(y, x, lanes) {
-                        self.three_taps::<S, true>(simd, y, x)
-                    } else {
-                        self.three_taps::<S, false>(simd, y, x)
-                    }
-                };
+                let acc = unsafe { self.any_taps(simd, y, x) };
                 let reach = (self.window.taps[0] as isize - 1) * self.window.step[0];
-                self.x.prefetch((y + ROWS) as isize + self.window.base[0] + reach, x);
+                self.x.prefetch((y + ROWS) as isize + self.window.base[0] + reach, x, ROWS);
                 let store = T::first(simd, (width - x).min(lanes));
                 let bias = T::splat(simd, self.bias);
                 for (r, sum) in acc.into_iter().enumerate() {
@@ -152,63 +160,7 @@ impl<T: Vector> Rows<T> {
         T::splat(simd, unsafe { *self.weight.wrapping_offset(weight) })
     }
 
-    /// Whether all that a tile of a kernel of three rows reads lies inside the plane.
-    fn inside(&self, y: usize, x: usize, lanes: usize) -> bool {
-        let Window { taps, step, base } = self.window;
-        let ends = [x as isize + base[1], x as isize + base[1] + (taps[1] as isize - 1) * step[1]];
-        let top = y as isize + base[0];
-        top >= 0
-            && top + ROWS as isize + 2 <= self.x.height as isize
-            && ends[0].min(ends[1]) >= 0
-            && ends[0].max(ends[1]) + lanes as isize <= self.x.width as isize
-    }
-
-    /// The sums of a register's columns in [`ROWS`] rows, for a kernel of three rows without dilation:
-    /// each register of input is read once for each kernel column.
-    ///
-    /// # Safety
-    ///
-    /// As [`rows`]; `INSIDE` says what [`Rows::inside`] does.
-    #[inline(always)]
-    unsafe fn three_taps<S: Simd, const INSIDE: bool>(
-        &self,
-        simd: S,
-        y: usize,
-        x: usize,
-    ) -> [T::Of<S>; ROWS] {
-        let lanes = T::lanes::<S>();
-        let top = y as isize + self.window.base[0];
-        let mut acc = [T::splat(simd, T::ZERO); ROWS];
-        for m in 0..self.window.taps[1] as isize {
-            let x = x as isize + m * self.window.step[1] + self.window.base[1];
-            let (mask, none) = (self.x.mask(simd, x, lanes), T::mask(simd, 0, 0));
-            // SAFETY: weights are there; the registers lie inside the plane or under the mask.
-            unsafe {
-                let weights: [T::Of<S>; 3] =
-                    std::array::from_fn(|t| self.splat(simd, t as isize, m));
-                let first = self.x.first.wrapping_offset(top * self.x.row + x);
-                for i in 0..ROWS + 2 {
-                    let row = top + i as isize;
-                    let value = if INSIDE {
-                        T::load::<S>(first.wrapping_offset(i as isize * self.x.row))
-                    } else {
-                        // No jump: a mask without lanes reads nothing.
-                        let there = row >= 0 && row < self.x.height as isize;
-                        let from = first.wrapping_offset(i as isize * self.x.row);
-                        T::load_masked(simd, from, if there { mask } else { none })
-                    };
-                    for t in 0..3 {
-                        if i >= t && i - t < ROWS {
-                            acc[i - t] = T::mul_add(simd, value, weights[t], acc[i - t]);
-                        }
-                    }
-                }
-            }
-        }
-        acc
-    }
-
-    /// The same for any kernel.
+    /// The sums of a register's columns in [`ROWS`] rows, for any kernel.
     ///
     /// # Safety
     ///
@@ -255,8 +207,19 @@ impl<T: Vector> WithSimd for &RowSums<T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         if self.window.taps == [3, 3] && self.window.step[0] == 1 {
+            let (x, window, size) = (self.x, self.window, [self.dy.height, self.dy.width]);
+            let mut sums = Sums { dy: self.dy, acc: [[T::splat(simd, T::ZERO); 3]; 3] };
             // SAFETY: `row_sums`' contract covers the planes and the sums.
-            return unsafe { self.three_by_three(simd) };
+            unsafe {
+                Tiles { x, window, size }.visit(simd, &mut sums);
+                for t in 0..3 {
+                    for m in 0..3 {
+                        let to = self.sums.add(t * 3 + m);
+                        *to = *to + T::sum_lanes(simd, sums.acc[t][m]);
+                    }
+                }
+            }
+            return;
         }
         let lanes = T::lanes::<S>();
         let Window { taps, step, base } = self.window;
@@ -298,69 +261,6 @@ impl<T: Vector> WithSimd for &RowSums<T> {
                             *to = *to + sum;
                         }
                     }
-                }
-            }
-        }
-    }
-}
-
-impl<T: Vector> RowSums<T> {
-    /// The sums of a 3 x 3 kernel without vertical dilation: all nine together, so that each register
-    /// of either plane is read once for each kernel column and row. Nine sums hide the latency.
-    ///
-    /// # Safety
-    ///
-    /// As [`row_sums`].
-    #[inline(always)]
-    unsafe fn three_by_three<S: Simd>(&self, simd: S) {
-        let lanes = T::lanes::<S>();
-        let (base, step) = (self.window.base, self.window.step[1]);
-        let (height, width) = (self.dy.height as isize, self.dy.width);
-        let mut acc = [[T::splat(simd, T::ZERO); 3]; 3];
-        for first in (0..height).step_by(ROWS) {
-            for x in (0..width).step_by(lanes) {
-                let count = (width - x).min(lanes);
-                let dy_mask = T::mask(simd, 0, count);
-                let column: [isize; 3] =
-                    std::array::from_fn(|m| x as isize + m as isize * step + base[1]);
-                // Lanes without `dy` must not bring in what is not finite.
-                let masks: [T::Mask<S>; 3] =
-                    std::array::from_fn(|m| self.x.mask(simd, column[m], count));
-                let whole = count == lanes
-                    && column[0].min(column[2]) >= 0
-                    && column[0].max(column[2]) as usize + lanes <= self.x.width;
-                self.dy.prefetch(first + ROWS as isize, x);
-                self.x.prefetch(first + ROWS as isize + base[0] + 2, x);
-                for y in first..(first + ROWS as isize).min(height) {
-                    // SAFETY: the registers lie inside the planes or under the masks.
-                    unsafe {
-                        let dy = self.dy.at(simd, y, x as isize, dy_mask);
-                        for t in 0..3 {
-                            let input = y + t as isize + base[0];
-                            if input < 0 || input >= self.x.height as isize {
-                                continue;
-                            }
-                            for m in 0..3 {
-                                let from = input * self.x.row + column[m];
-                                let from = self.x.first.wrapping_offset(from);
-                                let value = if whole {
-                                    T::load::<S>(from)
-                                } else {
-                                    T::load_masked(simd, from, masks[m])
-                                };
-                                acc[t][m] = T::mul_add(simd, dy, value, acc[t][m]);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        for t in 0..3 {
-            for m in 0..3 {
-                // SAFETY: there is a sum for each tap.
-                unsafe {
-                    let to = self.sums.add(t * 3 + m);
-                    *to = *to + T::sum_lanes(simd, acc[t][m]);
                 }
             }
         }

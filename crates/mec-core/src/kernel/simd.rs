@@ -243,6 +243,27 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         First { count, mask: Self::mask(simd, 0, count) }
     }
 
+    /// The elements of `first`'s lanes from `from` on, zeros in the other lanes.
+    ///
+    /// # Safety
+    ///
+    /// The elements of those lanes can be read.
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(
+        simd: S,
+        from: *const Self,
+        first: First<Self::Mask<S>>,
+    ) -> Self::Of<S> {
+        // SAFETY: the caller vouches for the lanes.
+        unsafe {
+            if first.count == Self::lanes::<S>() {
+                Self::load::<S>(from)
+            } else {
+                Self::load_masked(simd, from, first.mask)
+            }
+        }
+    }
+
     /// Writes the lanes of `first` from `to` on.
     ///
     /// # Safety
