@@ -13,6 +13,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dots;
 mod lanes;
 mod outer;
 mod rows;
@@ -21,6 +22,7 @@ mod tile;
 mod transpose;
 mod winograd;
 
+pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use lanes::{OutRun, Pack, Scatter};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{Plane, RowSums, Rows, Window};
@@ -130,6 +132,10 @@ pub(crate) struct Kernel<T: 'static> {
     outers: [unsafe fn(&Outer<T>); 4],
     /// Most vectors of channels of a weight-gradient tile.
     pub outer_vectors: usize,
+    /// Weight-gradient tiles of dot products by kernel elements.
+    dots: [unsafe fn(&Dots<T>); ELEMENTS],
+    /// Output channels of such a tile.
+    pub dot_outputs: usize,
     rows: unsafe fn(&Rows<T>),
     row_sums: unsafe fn(&RowSums<T>),
     plane_sum: unsafe fn(&Plane<T>) -> T,
@@ -148,19 +154,20 @@ impl<T: Vector> Kernel<T> {
         {
             if pulp::x86::V4::try_new().is_some() {
                 kernels.push(
-                    const { &Self::new::<simd::Avx512, 8, 6, 4>("AVX-512", SIZES_32, T::AVX512) },
+                    const { &Self::new::<simd::Avx512, 8, 6, 4, 8>("AVX-512", SIZES_32, T::AVX512) },
                 );
             }
             if pulp::x86::V3::try_new().is_some() {
-                kernels
-                    .push(const { &Self::new::<simd::Avx2, 6, 5, 4>("AVX2", SIZES_16, T::AVX2) });
+                kernels.push(
+                    const { &Self::new::<simd::Avx2, 6, 5, 4, 4>("AVX2", SIZES_16, T::AVX2) },
+                );
             }
         }
         #[cfg(target_arch = "aarch64")]
         if pulp::aarch64::Neon::try_new().is_some() {
             kernels.push(
                 const {
-                    &Self::new::<simd::Neon, 8, 6, 4>(
+                    &Self::new::<simd::Neon, 8, 6, 4, 8>(
                         "NEON",
                         SIZES_32,
                         simd::Moves::plain::<simd::Neon>(),
@@ -171,7 +178,7 @@ impl<T: Vector> Kernel<T> {
         kernels.push(
             const {
                 let moves = simd::Moves::plain::<simd::Portable>();
-                &Self::new::<simd::Portable, 4, 3, 2>("portable", PORTABLE, moves)
+                &Self::new::<simd::Portable, 4, 3, 2, 4>("portable", PORTABLE, moves)
             },
         );
         kernels
@@ -182,7 +189,13 @@ impl<T: Vector> Kernel<T> {
         Self::available()[0]
     }
 
-    const fn new<I: Isa, const R: usize, const FEWER: usize, const FEWEST: usize>(
+    const fn new<
+        I: Isa,
+        const R: usize,
+        const FEWER: usize,
+        const FEWEST: usize,
+        const D: usize,
+    >(
         name: &'static str,
         sizes: Sizes,
         moves: simd::Moves<T>,
@@ -210,6 +223,12 @@ impl<T: Vector> Kernel<T> {
                 outer::outer::<T, I, 4>,
             ],
             outer_vectors,
+            dots: [
+                dots::dots::<T, I, D, 1>,
+                dots::dots::<T, I, D, 2>,
+                dots::dots::<T, I, D, ELEMENTS>,
+            ],
+            dot_outputs: D,
             rows: rows::rows::<T, I>,
             row_sums: rows::row_sums::<T, I>,
             plane_sum: rows::plane_sum::<T, I>,
@@ -274,6 +293,16 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn outer(&self, vectors: usize, outer: &Outer<T>) {
         // SAFETY: the caller vouches for the tile, this value for the CPU.
         unsafe { self.outers[vectors - 1](outer) }
+    }
+
+    /// Computes one weight-gradient tile of dot products, of `elements` kernel elements.
+    ///
+    /// # Safety
+    ///
+    /// As [`dots::dots`], `elements` being `K` and [`Kernel::dot_outputs`] `R`.
+    pub unsafe fn dots(&self, elements: usize, dots: &Dots<T>) {
+        // SAFETY: the caller vouches for the tile, this value for the CPU.
+        unsafe { (self.dots[elements - 1])(dots) }
     }
 
     /// Computes one plane of a depthwise convolution.

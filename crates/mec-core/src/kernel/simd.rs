@@ -224,6 +224,23 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
     /// The sum of all lanes.
     fn sum_lanes<S: Simd>(simd: S, a: Self::Of<S>) -> Self;
 
+    /// Adds the sum of the lanes of each of `registers` to the elements from `to` on.
+    ///
+    /// # Safety
+    ///
+    /// `R` elements can be read and written at `to`.
+    #[inline(always)]
+    unsafe fn add_sums<S: Simd, const R: usize>(
+        simd: S,
+        to: *mut Self,
+        registers: [Self::Of<S>; R],
+    ) {
+        for (r, register) in registers.into_iter().enumerate() {
+            // SAFETY: the caller vouches for the elements.
+            unsafe { *to.add(r) = *to.add(r) + Self::sum_lanes(simd, register) };
+        }
+    }
+
     /// A mask of lanes.
     type Mask<S: Simd>: Copy;
 
@@ -395,6 +412,29 @@ impl Vector for f32 {
     #[inline(always)]
     fn sum_lanes<S: Simd>(simd: S, a: S::f32s) -> f32 {
         simd.reduce_sum_f32s(a)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn add_sums<S: Simd, const R: usize>(simd: S, to: *mut f32, registers: [S::f32s; R]) {
+        // SAFETY: the CPU has AVX2 where that is asked; the caller vouches for the elements.
+        unsafe {
+            let whole = if is_avx2::<S>() { R / 4 * 4 } else { 0 };
+            for r in (0..whole).step_by(4) {
+                avx2::add_sums(
+                    to.add(r),
+                    transmute_copy::<_, [_; 4]>(&[
+                        registers[r],
+                        registers[r + 1],
+                        registers[r + 2],
+                        registers[r + 3],
+                    ]),
+                );
+            }
+            for r in whole..R {
+                *to.add(r) += Self::sum_lanes(simd, registers[r]);
+            }
+        }
     }
 
     type Mask<S: Simd> = MemMask<S::m32s>;

@@ -88,6 +88,15 @@ impl Reach {
             && self.input == self.output
     }
 
+    /// A plane for each tap, or as few as serve all taps.
+    pub(crate) fn lowering(&self, folded: bool) -> Lowering {
+        let common = gcd(self.step, self.tap_step);
+        let (period, shift) =
+            if folded { (self.taps, 0) } else { (self.step / common, self.tap_step / common) };
+        let planes = period.min(self.taps);
+        Lowering { planes, period, shift, halo: (self.taps - 1) / period * shift }
+    }
+
     /// Input positions between neighbouring rows of a panel: those in between meet no tap.
     pub(crate) fn unit(&self) -> usize {
         if self.taps == 1 { self.step } else { gcd(self.step, self.tap_step) }
@@ -129,8 +138,10 @@ pub(crate) const MAX_PHASES: usize = 4;
 pub(crate) struct Lowering {
     /// Planes of a row.
     pub planes: usize,
-    period: usize,
-    shift: usize,
+    /// Taps after which the planes repeat.
+    pub period: usize,
+    /// Positions from such a tap to the next.
+    pub shift: usize,
     /// Lanes that taps reach beyond a strip.
     pub halo: usize,
 }
@@ -261,11 +272,7 @@ impl Correlation {
             let halo = self.phases().iter().map(reach).max().unwrap_or(0);
             return Lowering { planes: 1, period: 1, shift: w.tap_step, halo };
         }
-        let common = gcd(w.step, w.tap_step);
-        let (period, shift) =
-            if folded { (w.taps, 0) } else { (w.step / common, w.tap_step / common) };
-        let planes = period.min(w.taps);
-        Lowering { planes, period, shift, halo: (w.taps - 1) / period * shift }
+        w.lowering(folded)
     }
 
     /// Which lowering takes less time: gaps cost fused multiply-adds, planes cost packing.
@@ -302,6 +309,18 @@ impl Correlation {
             self.width.output = row;
             self.height.input = positions / row.max(1);
             self.height.output = positions / row.max(1);
+        }
+        self
+    }
+
+    /// The same with rows that have been joined left undivided.
+    pub fn in_one_row(mut self) -> Self {
+        if self.joined_row.is_some() {
+            let positions = self.height.input * self.width.input;
+            self.joined_row = Some(positions);
+            for (axis, len) in [(&mut self.height, 1), (&mut self.width, positions)] {
+                (axis.input, axis.output) = (len, len);
+            }
         }
         self
     }

@@ -4,7 +4,7 @@
 //! - `correlation`: the problem, in the one form that serves forward pass and input gradient;
 //! - `strips`: how it is cut, as plain data; `panel`: packing; `engine`: the loops, and in
 //!   `engine/weights` where they find their weights;
-//! - `blocks`, `weight_gradient`: the weight gradient, as plain data and its loops;
+//! - `weight_gradient`: the weight gradient, each form's plan and loops;
 //! - `winograd`: all three passes with fewer multiplications, where that is sooner;
 //! - `depthwise`, `bias_gradient`: what needs no panel;
 //! - `buffer`: memory; `workers`: threads.
@@ -12,7 +12,6 @@
 //! This file plans a pass and runs the plan.
 
 mod bias_gradient;
-mod blocks;
 mod buffer;
 mod correlation;
 mod depthwise;
@@ -26,12 +25,12 @@ mod workers;
 use crate::kernel::{FEW, Kernel, MAX_VECTORS};
 use crate::plan::Piece;
 use crate::{Algorithm, Element, Error, Geometry, Pass, Settings, View, WORKSPACE_PER_THREAD};
-use blocks::Blocks;
 use buffer::Fresh;
 use correlation::Correlation;
 pub use correlation::Reach;
 use engine::{Job, Operands};
 use strips::{Strips, TileSize};
+use weight_gradient::Plain;
 
 /// What the thread pool may take of a thread's bound for its own jobs.
 const RESERVED: usize = 16 << 10;
@@ -71,7 +70,7 @@ enum Method {
     /// they are sooner. The plain ones are then for results that are not finite.
     Correlations(Option<Vec<winograd::Job>>, Vec<Job>),
     /// The blocks of a weight gradient, likewise.
-    Blocks(Box<(Correlation, Option<winograd::Blocks>, Blocks)>),
+    Blocks(Box<(Correlation, Option<winograd::Blocks>, Plain)>),
     /// Planes, without workspace.
     Planes,
     /// Zeros: there is nothing to sum.
@@ -103,7 +102,7 @@ impl Work {
             _ if layout.columns_join && depthwise::applies(g) => Ok(planes),
             Pass::WeightGradient => {
                 let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                Self::blocks(kernel, c, settings, threads)
+                Self::blocks(kernel, c, settings, layout.rows_join && layout.columns_join, threads)
             }
             Pass::Forward => {
                 let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
@@ -181,33 +180,34 @@ impl Work {
         kernel: &Kernel<T>,
         c: Correlation,
         settings: &Settings,
+        joined: bool,
         threads: usize,
     ) -> Result<Self, Error> {
         let limit = settings.workspace_limit.unwrap_or(usize::MAX);
         if c.channels == 0 || c.outputs == 0 || c.batch == 0 {
             return Ok(Self { method: Method::Zeros, threads: 1, workspace_bytes: 0 });
         }
-        let plan = size_of::<(Correlation, Option<winograd::Blocks>, Blocks)>();
+        let plan = size_of::<(Correlation, Option<winograd::Blocks>, Plain)>();
         let each = limit.saturating_sub(plan).min(WORKSPACE_PER_THREAD - RESERVED);
-        let Some(blocks) = Blocks::new(&c, kernel, each) else {
-            let minimum = plan + Blocks::smallest::<T>(&c, kernel.lanes);
+        let Some(plain) = Plain::new(&c, kernel, each, joined) else {
+            let minimum = plan + Plain::smallest(&c, kernel, joined);
             return Err(Error::WorkspaceLimit { pass: Pass::WeightGradient, minimum, limit });
         };
         let fewer = fewer(settings.algorithm)
             .and_then(|forced| winograd::Blocks::new(&c, kernel, each, forced));
-        let mut worker = blocks.worker_bytes::<T>();
-        let mut lists = blocks.shared_bytes(&c);
-        let mut tasks = blocks.tasks(&c);
+        let mut worker = plain.worker_bytes::<T>();
+        let mut lists = plain.division().shared_bytes();
+        let mut tasks = plain.division().tasks();
         if let Some(fewer) = &fewer {
             worker = worker.max(fewer.worker_bytes::<T>(&c));
-            lists = lists.max(fewer.shared_bytes(&c));
-            tasks = tasks.max(fewer.tasks(&c));
+            lists = lists.max(fewer.division.shared_bytes());
+            tasks = tasks.max(fewer.division.tasks());
         }
         let shared = plan + lists;
         let affordable = (limit.saturating_sub(shared) / worker).max(1);
         let threads = threads.min(tasks).min(affordable);
         let workspace_bytes = shared + threads * worker;
-        Ok(Self { method: Method::Blocks(Box::new((c, fewer, blocks))), threads, workspace_bytes })
+        Ok(Self { method: Method::Blocks(Box::new((c, fewer, plain))), threads, workspace_bytes })
     }
 
     /// The algorithm that runs.
@@ -226,8 +226,8 @@ impl Work {
             Method::Correlations(Some(jobs), _) => jobs.iter().map(|(c, p)| p.piece(c)).collect(),
             Method::Correlations(None, jobs) => jobs.iter().map(|(c, p)| p.piece(c)).collect(),
             Method::Blocks(plan) => {
-                let (c, fewer, blocks) = &**plan;
-                vec![fewer.map_or_else(|| blocks.piece(c), |fewer| fewer.piece(c))]
+                let (c, fewer, plain) = &**plan;
+                vec![fewer.map_or_else(|| plain.piece(c), |fewer| fewer.piece(c))]
             }
             Method::Planes | Method::Zeros => Vec::new(),
         }
@@ -359,12 +359,12 @@ pub(crate) fn weight_gradient<T: Element>(
                 return Ok((vec![T::ZERO; len], db));
             }
             Method::Blocks(plan) => {
-                let (c, fewer, blocks) = &**plan;
+                let (c, fewer, plain) = &**plan;
                 let run = |fewer: &winograd::Blocks| {
                     winograd::run_weight_gradient(kernel, c, fewer, &operands, work.threads)
                 };
                 if !fewer.as_ref().is_some_and(run) {
-                    weight_gradient::run(kernel, c, blocks, &operands, work.threads);
+                    plain.run(kernel, c, &operands, work.threads);
                 }
             }
             _ => depthwise::weight_gradient(kernel, g, &operands, work.threads),

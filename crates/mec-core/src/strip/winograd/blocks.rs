@@ -4,6 +4,7 @@ use super::tiling::{GAP, MAX_TILES, Tiling};
 use crate::kernel::{Kernel, OUTPUTS, POSITIONS, STEPS, Vector};
 use crate::plan::Piece;
 use crate::strip::correlation::Correlation;
+use crate::strip::weight_gradient::Division;
 
 /// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on the
 /// number of threads.
@@ -36,12 +37,8 @@ pub(crate) struct Blocks {
     pub(super) strips: usize,
     /// Lanes of the widest strip.
     pub(super) width: usize,
-    /// Input channels of a block.
-    pub(super) channels: usize,
-    /// Output channels of a block: whole registers.
-    pub(super) outputs: usize,
-    /// Parts the strips are divided into.
-    pub(super) parts: usize,
+    /// Blocks, of whole registers of output channels.
+    pub division: Division,
     /// Output channels of a tile of the micro-kernel.
     pub(super) tile: usize,
 }
@@ -69,21 +66,20 @@ impl Blocks {
                 let width = tiling.tiles.div_ceil(strips).next_multiple_of(kernel.lanes);
                 let fits = |plan: &Self| plan.worker_bytes::<T>(c) <= limit.min(BYTES);
                 let plans = (1..=c.channels).map(|n| {
-                    let channels = c.channels.div_ceil(n);
-                    Self { tiling, strips, width, channels, outputs, parts: 1, tile }
+                    let division = Division::new(c, c.channels.div_ceil(n), outputs);
+                    Self { tiling, strips, width, division, tile }
                 });
                 let Some(mut plan) = plans.into_iter().find(fits) else { continue };
                 let most = (tiling.tiles / TILES_WANTED).min(strips).max(1);
-                plan.parts = TASKS_WANTED.div_ceil(plan.blocks(c)).min(most);
-                let [output_blocks, channel_blocks] =
-                    [c.outputs.div_ceil(outputs), c.channels.div_ceil(plan.channels)];
+                plan.division.parts = TASKS_WANTED.div_ceil(plan.division.blocks()).min(most);
+                let [channel_blocks, output_blocks] = plan.division.each_way();
                 // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
                 let channels = c.channels.next_multiple_of(STEPS);
                 let products = (c.groups * channels * c.outputs * tiling.products()) as f64;
                 let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
                     + (c.groups * c.channels * output_blocks) as f64 * pieces * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
-                    + plan.parts as f64 * pairs * pieces * SUMS;
+                    + plan.division.parts as f64 * pairs * pieces * SUMS;
                 if cycles < best.0 {
                     best = (cycles, Some(plan));
                 }
@@ -96,7 +92,7 @@ impl Blocks {
 
     /// Input channels times pieces of a block.
     fn depth(&self) -> usize {
-        self.tiling.count() * self.channels
+        self.tiling.count() * self.division.channels()
     }
 
     /// Elements from a position to the next: in the panel, in a transformed tile of `dy`, in the sums. The
@@ -105,7 +101,7 @@ impl Blocks {
         [
             self.depth() * self.width + GAP,
             self.width * self.tile + GAP,
-            (self.depth() + 1) * self.outputs + GAP,
+            (self.depth() + 1) * self.division.outputs() + GAP,
         ]
     }
 
@@ -119,7 +115,8 @@ impl Blocks {
     /// Elements of workspace for each thread. The result lies where panel and `dy` were.
     pub(super) fn workspace_len(&self, c: &Correlation) -> usize {
         let [panel, raw, dy, sums, ones] = self.lens();
-        (panel + raw + dy).max(self.channels * c.taps() * self.outputs) + sums + ones
+        let result = self.division.channels() * c.taps() * self.division.outputs();
+        (panel + raw + dy).max(result) + sums + ones
     }
 
     /// Bytes that [`run`] takes for each thread.
@@ -127,23 +124,8 @@ impl Blocks {
         self.workspace_len(c) * size_of::<T>()
     }
 
-    /// Blocks of the result.
-    pub(super) fn blocks(&self, c: &Correlation) -> usize {
-        c.groups * c.channels.div_ceil(self.channels) * c.outputs.div_ceil(self.outputs)
-    }
-
-    /// Independent tasks.
-    pub fn tasks(&self, c: &Correlation) -> usize {
-        self.blocks(c) * self.parts
-    }
-
-    /// Bytes of the list of parts that are done: none where blocks have a single part.
-    pub fn shared_bytes(&self, c: &Correlation) -> usize {
-        if self.parts > 1 { self.blocks(c) * size_of::<usize>() } else { 0 }
-    }
-
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Piece {
-        self.tiling.piece(c, self.strips, self.channels, self.tasks(c))
+        self.tiling.piece(c, self.strips, self.division.channels(), self.division.tasks())
     }
 }

@@ -20,8 +20,7 @@ use crate::kernel::{
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
 use crate::strip::panel::Source;
-use crate::strip::weight_gradient::{Operands, Turns, fill};
-use crate::strip::workers::for_each_worker;
+use crate::strip::weight_gradient::{Block, Operands, fill};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,24 +40,26 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     operands: &Operands<T>,
     threads: usize,
 ) -> bool {
-    let blocks = plan.blocks(c);
-    let turns = Turns::new(if plan.parts > 1 { blocks } else { 0 });
     let finite = AtomicBool::new(true);
-    for_each_worker(threads, blocks * plan.parts, |numbers| {
-        let memory = Workspace::new(plan.workspace_len(c));
-        for number in numbers {
-            let (part, block) = (number / blocks, number % blocks);
-            let worker = Worker::new(kernel, c, plan, operands, memory.as_ptr(), block);
-            // SAFETY: the caller vouches for the tensors; the turns keep parts apart.
+    let worker = |memory: &Workspace<T>, block: &Block| {
+        Worker::new(kernel, c, plan, operands, memory.as_ptr(), block)
+    };
+    plan.division.run(
+        threads,
+        || Workspace::new(plan.workspace_len(c)),
+        |memory, block, part| {
+            let worker = worker(memory, block);
+            // SAFETY: the caller vouches for the tensors.
             unsafe {
                 worker.sum(part);
                 if !worker.transform() {
                     finite.store(false, Ordering::Relaxed);
                 }
-                turns.take(block, part, || worker.add(part > 0));
             }
-        }
-    });
+        },
+        // SAFETY: the division keeps parts apart.
+        |memory, block, part| unsafe { worker(memory, block).add(part > 0) },
+    );
     finite.into_inner()
 }
 
@@ -91,13 +92,8 @@ impl<'a, T: Vector> Worker<'a, T> {
         plan: &'a Blocks,
         operands: &'a Operands<T>,
         memory: *mut T,
-        block: usize,
+        block: &Block,
     ) -> Self {
-        let channel_blocks = c.channels.div_ceil(plan.channels);
-        let output_blocks = c.outputs.div_ceil(plan.outputs);
-        let channel = block % channel_blocks * plan.channels;
-        let rest = block / channel_blocks;
-        let output = rest % output_blocks * plan.outputs;
         let [panel_len, raw_len, _, sums_len, ones_len] = plan.lens();
         let (sums, ones) = (memory, memory.wrapping_add(sums_len));
         let panel = ones.wrapping_add(ones_len);
@@ -113,10 +109,10 @@ impl<'a, T: Vector> Worker<'a, T> {
             sums,
             ones,
             result: panel,
-            group: rest / output_blocks,
-            channels: channel..(channel + plan.channels).min(c.channels),
-            outputs: output..(output + plan.outputs).min(c.outputs),
-            bias: channel == 0 && !operands.db.is_null(),
+            group: block.group,
+            channels: block.channels.clone(),
+            outputs: block.outputs.clone(),
+            bias: block.channels.start == 0 && !operands.db.is_null(),
         }
     }
 
@@ -141,7 +137,7 @@ impl<'a, T: Vector> Worker<'a, T> {
             channels: self.channels.len(),
         };
         let place = |strip: usize| strip * plan.tiling.tiles / plan.strips;
-        let strips = part * plan.strips / plan.parts..(part + 1) * plan.strips / plan.parts;
+        let strips = plan.division.part(plan.strips, part);
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
         unsafe {
             fill(self.ones, plan.width, T::ONE);
@@ -237,8 +233,8 @@ impl<'a, T: Vector> Worker<'a, T> {
                 channels: channels.len(),
                 gradients: self.dy.wrapping_add(position * dy_position),
                 tiles,
-                sums: sums.wrapping_add(channels.start * plan.outputs),
-                sum_channel: plan.outputs,
+                sums: sums.wrapping_add(channels.start * plan.division.outputs()),
+                sum_channel: plan.division.outputs(),
                 onto,
             };
             // SAFETY: panel, `dy`, sums and ones have room for what the plan says.
@@ -247,7 +243,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                 if self.bias && position == SUM {
                     // One more channel behind the others, of ones.
                     (sum.inputs, sum.channels) = (self.ones, 1);
-                    sum.sums = sums.wrapping_add(channels.end * plan.outputs);
+                    sum.sums = sums.wrapping_add(channels.end * plan.division.outputs());
                     self.kernel.winograd.accumulate(vectors, &sum);
                 }
             }
@@ -265,19 +261,21 @@ impl<'a, T: Vector> Worker<'a, T> {
         let position = plan.positions()[2];
         let mut finite = true;
         for (number, (rows, columns)) in plan.tiling.pieces().enumerate() {
-            let [row, column] = [c.width.taps * plan.outputs, plan.outputs];
+            let [row, column] = [c.width.taps * plan.division.outputs(), plan.division.outputs()];
             let to = self.result.wrapping_add(rows.tap * row + columns.tap * column);
             // SAFETY: the sums at the positions of the piece's taps are there, the plan made room.
             unsafe {
                 finite &= self.kernel.winograd.transform_sums(&TransformSums {
-                    from: self.sums.wrapping_add(number * self.channels.len() * plan.outputs),
+                    from: self
+                        .sums
+                        .wrapping_add(number * self.channels.len() * plan.division.outputs()),
                     position,
                     channels: self.channels.len(),
-                    width: plan.outputs,
+                    width: plan.division.outputs(),
                     taps: [rows.taps, columns.taps],
                     to,
                     steps: [h.tap_step * row, w.tap_step * column],
-                    to_channel: c.taps() * plan.outputs,
+                    to_channel: c.taps() * plan.division.outputs(),
                 });
             }
         }
@@ -296,7 +294,7 @@ impl<'a, T: Vector> Worker<'a, T> {
         unsafe {
             self.kernel.transpose(&Transpose {
                 from: self.result,
-                from_row: plan.outputs as isize,
+                from_row: plan.division.outputs() as isize,
                 from_column: 1,
                 rows: self.channels.len() * c.taps(),
                 columns: self.outputs.len(),
@@ -308,7 +306,8 @@ impl<'a, T: Vector> Worker<'a, T> {
             if self.bias {
                 // Behind all channels of its position.
                 let at = &plan.tiling.channels_at(self.channels.len())[SUM];
-                let sums = self.sums.add(SUM * plan.positions()[2] + at.end * plan.outputs);
+                let sums =
+                    self.sums.add(SUM * plan.positions()[2] + at.end * plan.division.outputs());
                 for i in 0..self.outputs.len() {
                     let to = o.db.add(output + i);
                     *to = if onto { *to + *sums.add(i) } else { *sums.add(i) };

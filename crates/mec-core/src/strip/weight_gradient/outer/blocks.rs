@@ -1,9 +1,10 @@
 //! How a weight gradient is cut into blocks of the result, strips and panels: plain data.
 
-use super::correlation::Correlation;
-use super::strips::Columns;
 use crate::kernel::{Kernel, MAX_COLUMNS, Stretch, Vector};
 use crate::plan::Piece;
+use crate::strip::correlation::Correlation;
+use crate::strip::strips::Columns;
+use crate::strip::weight_gradient::Division;
 
 /// The plan of a weight gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,12 +13,8 @@ pub(crate) struct Blocks {
     pub columns: Columns,
     /// Output rows a panel serves.
     pub rows: usize,
-    /// Input channels of a block.
-    pub channels: usize,
-    /// Output channels of a block: whole registers.
-    pub outputs: usize,
-    /// Parts the strips are divided into.
-    pub parts: usize,
+    /// Blocks, of whole registers of output channels.
+    pub division: Division,
     /// Elements of a panel.
     pub panel_len: usize,
     /// Elements of a panel row of ones, for the bias.
@@ -113,33 +110,31 @@ impl Blocks {
         outputs: usize,
         most_channels: usize,
     ) -> Option<Self> {
-        let output_blocks = c.groups * c.outputs.div_ceil(outputs);
         let mut channel_blocks = c.channels.div_ceil(most_channels).max(1);
         let columns = Columns::new(c, c.lowering(false), Self::bands(c), 1, width);
         let positions = c.batch * c.height.output * c.width.output;
-        let parts_of = |blocks: usize| {
+        let divided = |channel_blocks: usize| {
+            let mut division = Division::new(c, c.channels.div_ceil(channel_blocks), outputs);
             let most = (positions / POSITIONS_WANTED).min(columns.strips).max(1);
-            TASKS_WANTED.div_ceil(blocks).min(most)
+            division.parts = TASKS_WANTED.div_ceil(division.blocks()).min(most);
+            division
         };
-        while output_blocks * channel_blocks * parts_of(output_blocks * channel_blocks)
-            < TASKS_WANTED / 2
+        while divided(channel_blocks).tasks() < TASKS_WANTED / 2
             && c.channels.div_ceil(channel_blocks * 2) >= CHANNELS_WANTED
         {
             channel_blocks *= 2;
         }
-        let channels = c.channels.div_ceil(channel_blocks).max(1);
+        let division = divided(channel_blocks);
         let width = columns.widest();
         let most_rows = columns.band_rows.min(PANEL_POSITIONS.div_ceil(width.max(1)));
         (1..=most_rows).rev().find_map(|rows| {
-            let lens = Self::lens(c, width, rows, channels, outputs);
+            let lens = Self::lens(c, width, rows, division.channels(), outputs);
             let [panel_len, ones_len, dy_len, sums_len] = lens;
             let stretches = Self::stretches(c, width, rows);
             let plan = Self {
                 columns,
                 rows,
-                channels,
-                outputs,
-                parts: parts_of(output_blocks * channel_blocks),
+                division,
                 panel_len,
                 ones_len,
                 dy_len,
@@ -171,21 +166,6 @@ impl Blocks {
             + self.taps * size_of::<usize>()
     }
 
-    /// Blocks of the result.
-    pub fn blocks(&self, c: &Correlation) -> usize {
-        c.groups * c.channels.div_ceil(self.channels) * c.outputs.div_ceil(self.outputs)
-    }
-
-    /// Independent tasks.
-    pub fn tasks(&self, c: &Correlation) -> usize {
-        self.blocks(c) * self.parts
-    }
-
-    /// Bytes of the list of parts that are done: none where blocks have a single part.
-    pub fn shared_bytes(&self, c: &Correlation) -> usize {
-        if self.parts > 1 { self.blocks(c) * size_of::<usize>() } else { 0 }
-    }
-
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Piece {
         Piece {
@@ -196,9 +176,9 @@ impl Blocks {
             bands: self.columns.bands,
             strips: self.columns.strips,
             panel_rows: self.rows,
-            panel_channels: self.channels,
+            panel_channels: self.division.channels(),
             planes: self.columns.lowering.planes,
-            tasks: self.tasks(c),
+            tasks: self.division.tasks(),
         }
     }
 }

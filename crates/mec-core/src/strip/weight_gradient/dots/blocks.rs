@@ -1,0 +1,255 @@
+//! How such a weight gradient is cut into blocks of the result and panels: plain data.
+//!
+//! ```text
+//! panel     [channel][kernel column][row plane][image][row][column]: some images, some rows of one, or
+//!           some columns of a row, once for each kernel column
+//! block     some input and some output channels of the result, summed over a part of the panels
+//! ```
+//!
+//! Unlike the forward pass's panel, nothing lies between the rows: neither here nor in `dy`, so that a kernel
+//! element meets all the positions of an image in one piece.
+
+use crate::kernel::{Kernel, Span, Vector};
+use crate::plan::Piece;
+use crate::strip::correlation::{Correlation, Lowering};
+use crate::strip::weight_gradient::Division;
+use std::ops::Range;
+
+/// The plan of a weight gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    /// Images of a panel.
+    pub images: usize,
+    /// Output rows of each image.
+    pub rows: usize,
+    /// Output columns of each row.
+    pub columns: usize,
+    /// How kernel rows share the panel's rows.
+    pub lowering: Lowering,
+    /// Whether `dy` is copied, a tile's outputs at a time: where it does not lie in one piece, or where whole
+    /// images would leave too many lanes of a register empty.
+    pub staged: bool,
+    /// Blocks.
+    pub division: Division,
+    /// Output channels of a tile.
+    tile: usize,
+    taps: [usize; 2],
+}
+
+/// The place of a panel: images, output rows and columns.
+pub(crate) type Place = [Range<usize>; 3];
+
+/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
+/// the number of threads.
+const TASKS_WANTED: usize = 16;
+
+/// Positions a part should sum over: adding a part to the result costs about as much as 20.
+const POSITIONS_WANTED: usize = 512;
+
+/// Kernel elements of a block below which reading `dy` for each block shows.
+const ELEMENTS_WANTED: usize = 72;
+
+/// Channels each way of a block below which it does where they are few all the same, and packing `x` too.
+const CHANNELS_WANTED: usize = 32;
+
+/// Positions of a panel from which adding up the lanes of its sums no longer shows.
+const PANEL_POSITIONS: usize = 1024;
+
+impl Blocks {
+    /// Plans the weight gradient of forward correlation `c` for at most `limit` bytes in each thread; `None`
+    /// if even the smallest blocks do not fit. `joined` says that each plane of `dy` lies in one piece.
+    pub fn new<T: Vector>(
+        c: &Correlation,
+        kernel: &Kernel<T>,
+        limit: usize,
+        joined: bool,
+    ) -> Option<Self> {
+        let with = |positions, channels, outputs| {
+            Self::with(c, kernel, joined, positions, channels, outputs)
+        };
+        let fits = |plan: &Self| {
+            plan.worker_bytes::<T>() <= limit
+                && plan.panel_len() * size_of::<T>() <= kernel.panel_bytes
+                && plan.sums_len() * size_of::<T>() <= limit / 2
+        };
+        // As many channels as fit, if they are enough.
+        let most = |positions, outputs, enough| {
+            let channels = (1..=c.channels).map(|n| c.channels.div_ceil(n));
+            channels
+                .take_while(|&channels| channels >= enough)
+                .map(|channels| with(positions, channels, outputs))
+                .find(fits)
+        };
+        let halves = |most: usize, least: usize| {
+            std::iter::successors(Some(most), move |&n| (n > least).then(|| n.div_ceil(2)))
+        };
+        // From the sizes that are wanted down to the smallest: one position, one channel each way.
+        let wanted =
+            [(c.channels.min(ELEMENTS_WANTED.div_ceil(c.taps())), PANEL_POSITIONS / 16), (1, 1)];
+        let found = wanted.into_iter().find_map(|(enough, least)| {
+            halves(c.outputs, 1).find_map(|outputs| {
+                halves(PANEL_POSITIONS, least)
+                    .find_map(|positions| Some((positions, most(positions, outputs, enough)?)))
+            })
+        });
+        let Some((positions, mut plan)) = found else {
+            return Some(with(1, 1, 1)).filter(|plan| plan.worker_bytes::<T>() <= limit);
+        };
+        let few = |plan: &Self| plan.division.tasks() < TASKS_WANTED / 2;
+        while few(&plan) && plan.division.channels() >= 2 * CHANNELS_WANTED {
+            let [channels, outputs] = plan.division.most();
+            plan = with(positions, channels.div_ceil(2), outputs);
+        }
+        while few(&plan) && plan.division.outputs() >= 2 * CHANNELS_WANTED {
+            let [channels, outputs] = plan.division.most();
+            plan = with(positions, channels, outputs.div_ceil(2));
+        }
+        Some(plan)
+    }
+
+    /// Bytes of the smallest blocks that work for `c`, for each thread.
+    pub fn smallest<T: Vector>(c: &Correlation, kernel: &Kernel<T>, joined: bool) -> usize {
+        Self::with(c, kernel, joined, 1, 1, 1).worker_bytes::<T>()
+    }
+
+    fn with<T: Vector>(
+        c: &Correlation,
+        kernel: &Kernel<T>,
+        joined: bool,
+        positions: usize,
+        channels: usize,
+        outputs: usize,
+    ) -> Self {
+        let (height, width) = (c.height.output, c.width.output);
+        // As even pieces of at most as many, at least one.
+        let even = |all: usize, most: usize| all.div_ceil(all.div_ceil(most.max(1)));
+        let columns = even(width, positions);
+        let rows = even(height, positions / width);
+        let images = even(c.batch, if rows == height { positions / (height * width) } else { 1 });
+        let ragged = images > 1 && Self::ragged(c, kernel.lanes);
+        let mut plan = Self {
+            images,
+            rows,
+            columns,
+            lowering: c.height.lowering(ragged),
+            staged: ragged || !joined,
+            division: Division::new(c, channels, outputs),
+            tile: kernel.dot_outputs,
+            taps: [c.height.taps, c.width.taps],
+        };
+        let most = c.batch * height * width / POSITIONS_WANTED;
+        let wanted = TASKS_WANTED.div_ceil(plan.division.blocks());
+        plan.division.parts = wanted.min(most).min(plan.panels(c)).max(1);
+        plan
+    }
+
+    /// Whether registers would be so empty at the end of each image that a row plane for each kernel row and a
+    /// copy of `dy`, which let images follow each other, take less time.
+    fn ragged(c: &Correlation, lanes: usize) -> bool {
+        let registers = (c.height.output * c.width.output) as f64 / lanes as f64;
+        // Half a cycle for each multiply-add of registers, 2.5 for each copy; half of one more register's sums
+        // for the mask.
+        let empty = registers.ceil() - registers + if registers.fract() > 0.0 { 0.5 } else { 0.0 };
+        let sums = 0.5 * (c.taps() * c.outputs) as f64;
+        let planes = (c.taps() - c.width.taps) as f64;
+        empty * sums > 2.5 * registers * (planes + c.outputs as f64 / c.channels as f64)
+    }
+
+    /// Panels of all images.
+    pub fn panels(&self, c: &Correlation) -> usize {
+        let rows = c.height.output.div_ceil(self.rows);
+        c.batch.div_ceil(self.images) * rows * c.width.output.div_ceil(self.columns)
+    }
+
+    /// Where panel `index` is.
+    pub fn place(&self, c: &Correlation, index: usize) -> Place {
+        let (height, width) = (c.height.output, c.width.output);
+        let (down, across) = (height.div_ceil(self.rows), width.div_ceil(self.columns));
+        let piece =
+            |index: usize, size: usize, all: usize| index * size..((index + 1) * size).min(all);
+        [
+            piece(index / across / down, self.images, c.batch),
+            piece(index / across % down, self.rows, height),
+            piece(index % across, self.columns, width),
+        ]
+    }
+
+    /// Elements from an image's rows in a plane of the panel to the next image's.
+    pub fn image_len(&self) -> usize {
+        (self.rows + self.lowering.halo) * self.columns
+    }
+
+    /// Elements from a row plane of the panel to the next.
+    pub fn plane_len(&self) -> usize {
+        self.images * self.image_len()
+    }
+
+    /// Elements of a channel of the panel.
+    pub fn channel_len(&self) -> usize {
+        self.taps[1] * self.lowering.planes * self.plane_len()
+    }
+
+    /// Elements from a channel's start to what kernel element (`row`, `column`) meets first.
+    pub fn tap(&self, row: usize, column: usize) -> usize {
+        let Lowering { planes, period, shift, .. } = self.lowering;
+        (column * planes + row % period) * self.plane_len() + row / period * shift * self.columns
+    }
+
+    /// Elements of a panel.
+    pub fn panel_len(&self) -> usize {
+        self.division.channels() * self.channel_len()
+    }
+
+    /// Elements of an output channel's copy of `dy`.
+    pub fn dy_len(&self) -> usize {
+        self.images * self.rows * self.columns
+    }
+
+    /// Elements of the copies of `dy`.
+    pub fn stage_len(&self) -> usize {
+        if self.staged { self.tile.min(self.division.outputs()) * self.dy_len() } else { 0 }
+    }
+
+    /// Kernel elements of the block, the bias as one more.
+    pub fn elements(&self) -> usize {
+        self.division.channels() * self.taps[0] * self.taps[1] + 1
+    }
+
+    /// Elements from a kernel element's sums to the next's: whole tiles of output channels.
+    pub fn sums_element(&self) -> usize {
+        self.division.outputs().next_multiple_of(self.tile)
+    }
+
+    /// Elements of the sums.
+    pub fn sums_len(&self) -> usize {
+        self.elements() * self.sums_element()
+    }
+
+    /// Elements of workspace for each thread: panel, a plane of ones for the bias, copies of `dy`, sums.
+    pub fn workspace_len(&self) -> usize {
+        self.panel_len() + self.plane_len() + self.stage_len() + self.sums_len()
+    }
+
+    /// Bytes that [`run`] takes for each thread.
+    pub fn worker_bytes<T>(&self) -> usize {
+        self.workspace_len() * size_of::<T>()
+            + self.images * size_of::<Span>()
+            + self.elements() * size_of::<usize>()
+    }
+
+    /// What a reader of the plan sees of it.
+    pub fn piece(&self, c: &Correlation) -> Piece {
+        Piece {
+            row_phase: 0,
+            column_phase: 0,
+            column_phases: 1,
+            output: [c.height.output, c.width.output],
+            bands: c.height.output.div_ceil(self.rows),
+            strips: self.panels(c),
+            panel_rows: self.rows,
+            panel_channels: self.division.channels(),
+            planes: self.taps[1] * self.lowering.planes,
+            tasks: self.division.tasks(),
+        }
+    }
+}
