@@ -6,6 +6,8 @@
 //!   `engine/weights` where they find their weights;
 //! - `weight_gradient`: the weight gradient, each form's plan and loops;
 //! - `winograd`: all three passes with fewer multiplications, where that is sooner;
+//! - `stream`: the forward pass of few input channels; `positions`: its panels, and those of the weight
+//!   gradient there;
 //! - `depthwise`, `bias_gradient`: what needs no panel;
 //! - `buffer`: memory; `workers`: threads.
 //!
@@ -17,6 +19,8 @@ mod correlation;
 mod depthwise;
 mod engine;
 mod panel;
+mod positions;
+mod stream;
 mod strips;
 mod weight_gradient;
 mod winograd;
@@ -29,6 +33,7 @@ use buffer::Fresh;
 use correlation::Correlation;
 pub use correlation::Reach;
 use engine::{Job, Operands};
+use stream::Stream;
 use strips::{Strips, TileSize};
 use weight_gradient::Plain;
 
@@ -69,6 +74,8 @@ enum Method {
     /// Correlations, each with its plan; before them those that do the same with fewer multiplications, if
     /// they are sooner. The plain ones are then for results that are not finite.
     Correlations(Option<Vec<winograd::Job>>, Vec<Job>),
+    /// Streams of output, for few input channels.
+    Stream(Box<(Correlation, Stream)>),
     /// The blocks of a weight gradient, likewise.
     Blocks(Box<(Correlation, Option<winograd::Blocks>, Plain)>),
     /// Planes, without workspace.
@@ -106,7 +113,10 @@ impl Work {
             }
             Pass::Forward => {
                 let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                Self::correlations(kernel, pass, &[c], || vec![c], settings, threads)
+                Self::stream(kernel, c, settings, threads).map_or_else(
+                    || Self::correlations(kernel, pass, &[c], || vec![c], settings, threads),
+                    Ok,
+                )
             }
             Pass::InputGradient => {
                 let of =
@@ -114,6 +124,25 @@ impl Work {
                 Self::correlations(kernel, pass, &of(false), || of(true), settings, threads)
             }
         }
+    }
+
+    /// Plans streams of output, where they are sooner and within the limit.
+    fn stream<T: Element>(
+        kernel: &Kernel<T>,
+        c: Correlation,
+        settings: &Settings,
+        threads: usize,
+    ) -> Option<Self> {
+        if fewer(settings.algorithm) == Some(true) {
+            return None;
+        }
+        let shared = size_of::<(Correlation, Stream)>();
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
+        let stream = Stream::new(&c, kernel, limit.min(WORKSPACE_PER_THREAD - RESERVED - shared))?;
+        let worker = stream.worker_bytes::<T>(&c);
+        let threads = threads.min(stream.tasks(&c)).min((limit / worker).max(1));
+        let workspace_bytes = shared + threads * worker;
+        Some(Self { method: Method::Stream(Box::new((c, stream))), threads, workspace_bytes })
     }
 
     /// Plans `correlations`, or the same work as those `apart`, each of one phase, with fewer
@@ -215,7 +244,7 @@ impl Work {
         let fewer = match &self.method {
             Method::Correlations(fewer, _) => fewer.is_some(),
             Method::Blocks(plan) => plan.1.is_some(),
-            Method::Planes | Method::Zeros => false,
+            Method::Stream(_) | Method::Planes | Method::Zeros => false,
         };
         if fewer { Algorithm::Winograd } else { Algorithm::Strip }
     }
@@ -229,6 +258,7 @@ impl Work {
                 let (c, fewer, plain) = &**plan;
                 vec![fewer.map_or_else(|| plain.piece(c), |fewer| fewer.piece(c))]
             }
+            Method::Stream(plan) => vec![plan.1.piece(&plan.0)],
             Method::Planes | Method::Zeros => Vec::new(),
         }
     }
@@ -321,6 +351,7 @@ unsafe fn correlate<T: Element>(
                     engine::run(kernel, jobs, &operands, work.threads);
                 }
             }
+            Method::Stream(plan) => plan.1.run(kernel, &plan.0, &operands, work.threads),
             _ => depthwise::run(kernel, g, gradient, &operands, work.threads),
         }
         y.finish()

@@ -136,6 +136,11 @@ fn groups() -> Vec<Problem> {
             .pad((2, 1), (0, 3)),
         problem("depthwise, 1x1", [2, 7, 5, 6], [7, 1, 1, 1]).groups(7),
         problem("depthwise, kernel as large as the image", [2, 6, 5, 5], [6, 1, 5, 5]).groups(6),
+        problem("depthwise, several bands", [1, 2, 37, 21], [2, 1, 3, 3]).groups(2).same(1),
+        problem("depthwise, dilated columns", [1, 2, 20, 60], [2, 1, 3, 3])
+            .groups(2)
+            .dilate(1, 7)
+            .pad((0, 1), (9, 3)),
         problem("depthwise, wide rows", [1, 3, 4, 150], [3, 1, 3, 3]).groups(3).same(1),
         problem("depthwise, channel multiplier 2", [2, 5, 8, 8], [10, 1, 3, 3]).groups(5).same(1),
         problem("depthwise, channel multiplier 3", [1, 4, 9, 8], [12, 1, 3, 3])
@@ -175,6 +180,15 @@ fn blocks() -> Vec<Problem> {
         problem("channels 5 to 400, small images", [3, 5, 12, 11], [400, 5, 3, 3]),
         problem("channels 400 to 5, padded by 2", [2, 400, 9, 10], [5, 400, 3, 3]).same(2),
         problem("channels 2 to 420, strided", [1, 2, 17, 17], [420, 2, 5, 5]).stride(2, 2),
+        // Panels of consecutive positions: of rows, of columns, of images, in blocks of channels.
+        problem("few channels, several panels of rows", [2, 2, 37, 33], [7, 2, 3, 3]).same(1),
+        problem("few channels, several panels of columns", [1, 1, 3, 2100], [4, 1, 3, 3]).same(1),
+        problem("few channels, groups", [2, 2, 9, 11], [8, 1, 3, 3]).groups(2),
+        problem("few channels, dilated", [2, 1, 16, 45], [7, 1, 3, 2]).dilate(2, 3).same(2),
+        problem("few channels, images in a panel", [40, 1, 3, 3], [6, 1, 3, 3]).same(1),
+        problem("1x1, several panels of a plane", [2, 3, 40, 37], [5, 3, 1, 1]),
+        problem("1x1, images in a panel", [60, 6, 3, 3], [70, 6, 1, 1]),
+        problem("1x1, channels 200 to 70", [3, 200, 5, 5], [70, 200, 1, 1]),
         problem("a layer of a model", [2, 24, 14, 14], [24, 24, 3, 3]).same(1),
         problem("a strided layer of a model", [2, 20, 15, 15], [40, 20, 3, 3]).same(1).stride(2, 2),
     ];

@@ -17,9 +17,9 @@ use super::{Block, Operands, fill};
 use crate::kernel::{Dots, ELEMENTS, Kernel, Pack, Span, Transpose, Vector};
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
-use crate::strip::panel::inside_columns;
+use crate::strip::panel::Source;
+use crate::strip::positions::Place;
 pub(crate) use blocks::Blocks;
-use blocks::Place;
 use std::ops::Range;
 
 /// Whether this form takes the weight gradient of forward correlation `c`: where copying the input once for
@@ -44,7 +44,7 @@ pub(super) unsafe fn run<T: Vector + Send + Sync>(
 ) {
     let memory = || {
         let places = Places {
-            spans: Vec::with_capacity(plan.images),
+            spans: Vec::with_capacity(plan.positions.images),
             elements: Vec::with_capacity(plan.elements()),
         };
         (Workspace::new(plan.workspace_len()), places)
@@ -98,7 +98,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     ) -> Self {
         let panel = memory.as_ptr();
         let ones = panel.wrapping_add(plan.panel_len());
-        let stage = ones.wrapping_add(plan.plane_len());
+        let stage = ones.wrapping_add(plan.positions.plane_len());
         Self {
             kernel,
             c,
@@ -121,66 +121,23 @@ impl<'a, T: Vector> Worker<'a, T> {
     ///
     /// As [`run`].
     unsafe fn sum(&self, part: usize, Places { spans, elements }: &mut Places) {
-        let (c, plan) = (self.c, self.plan);
+        let (c, o, plan) = (self.c, self.operands, self.plan);
         self.find_elements(elements);
+        let channel = self.group * c.channels + self.channels.start;
+        let source = Source {
+            first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
+            strides: c.strides(o.x_strides),
+            channels: self.channels.len(),
+        };
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
         unsafe {
             fill(self.sums, plan.sums_len(), T::ZERO);
-            fill(self.ones, plan.plane_len(), T::ONE);
-            for index in plan.division.part(plan.panels(c), part) {
-                let place = plan.place(c, index);
-                self.pack(&place);
+            fill(self.ones, plan.positions.plane_len(), T::ONE);
+            for index in plan.division.part(plan.positions.panels(c), part) {
+                let place = plan.positions.place(c, index);
+                plan.positions.pack(self.kernel, c, &place, &source, self.panel);
                 self.find_spans(&place, spans);
                 self.multiply(&place, spans, elements);
-            }
-        }
-    }
-
-    /// Packs the panel: for each kernel column, the input's rows that outputs meet there.
-    ///
-    /// # Safety
-    ///
-    /// As [`run`].
-    unsafe fn pack(&self, [images, rows, columns]: &Place) {
-        let (c, plan) = (self.c, self.plan);
-        let (h, w) = (&c.height, &c.width);
-        let [image, channel, line, column] = c.strides(self.operands.x_strides);
-        let first_channel = (self.group * c.channels + self.channels.start) as isize;
-        let first = self.operands.x.wrapping_offset(first_channel * channel);
-        let all = rows.len() + plan.lowering.halo;
-        for (i, at) in images.clone().enumerate() {
-            for tap in 0..plan.lowering.planes * w.taps {
-                let (tap_row, tap_column) = (tap / w.taps, tap % w.taps);
-                let top = (rows.start * h.step + tap_row * h.tap_step) as isize + h.base;
-                let left = (columns.start * w.step + tap_column * w.tap_step) as isize + w.base;
-                let (above, inside) = inside_columns(top, h.step, h.input, all);
-                let (before, read) = inside_columns(left, w.step, w.input, columns.len());
-                let to = plan.tap(tap_row, tap_column) + i * plan.image_len();
-                // Rows above the input, rows of it, and rows below.
-                let below = above + inside;
-                let parts = [(0, above, 0), (above, inside, read), (below, all - below, 0)];
-                for (row, rows, read) in parts {
-                    let offset = at as isize * image
-                        + (top + (row * h.step) as isize) * line
-                        + (left + (before * w.step) as isize) * column;
-                    // SAFETY: only rows and columns inside the input are read; the plan made room.
-                    unsafe {
-                        self.kernel.pack(&Pack {
-                            from: first.wrapping_offset(offset),
-                            from_channel: channel,
-                            from_row: h.step as isize * line,
-                            from_column: w.step as isize * column,
-                            to: self.panel.wrapping_add(to + row * plan.columns),
-                            to_channel: plan.channel_len(),
-                            to_row: plan.columns,
-                            channels: self.channels.len(),
-                            rows,
-                            before,
-                            columns: read,
-                            after: columns.len() - before - read,
-                        });
-                    }
-                }
             }
         }
     }
@@ -190,14 +147,14 @@ impl<'a, T: Vector> Worker<'a, T> {
         let plan = self.plan;
         let positions = rows.len() * columns.len();
         spans.clear();
-        if plan.staged && plan.lowering.halo == 0 {
+        if plan.staged && plan.positions.lowering.halo == 0 {
             // Images follow each other on both sides.
             return spans.push(Span { panel: 0, dy: 0, len: images.len() * positions });
         }
         for (i, image) in images.clone().enumerate() {
             let dy =
                 if plan.staged { (i * positions) as isize } else { self.dy(image, rows, columns) };
-            spans.push(Span { panel: i * plan.image_len(), dy, len: positions });
+            spans.push(Span { panel: i * plan.positions.image_len(), dy, len: positions });
         }
     }
 
@@ -224,7 +181,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                     from_row: line,
                     from_column: column,
                     to: self.stage.add(i * rows.len() * columns.len()),
-                    to_channel: self.plan.dy_len(),
+                    to_channel: self.plan.positions.len(),
                     to_row: columns.len(),
                     channels: outputs,
                     rows: rows.len(),
@@ -242,7 +199,9 @@ impl<'a, T: Vector> Worker<'a, T> {
         elements.clear();
         for channel in 0..self.channels.len() {
             for row in 0..taps[0] {
-                let at = |column| channel * plan.channel_len() + plan.tap(row, column);
+                let at = |column| {
+                    channel * plan.positions.channel_len() + plan.positions.tap(row, column)
+                };
                 elements.extend((0..taps[1]).map(at));
             }
         }
@@ -266,7 +225,7 @@ impl<'a, T: Vector> Worker<'a, T> {
             if plan.staged {
                 // SAFETY: the caller vouches for `dy`.
                 unsafe { self.stage(place, dy, outputs) };
-                (dy, dy_output) = (self.stage, plan.dy_len() as isize);
+                (dy, dy_output) = (self.stage, plan.positions.len() as isize);
             }
             for (k, elements) in elements.chunks(ELEMENTS).enumerate() {
                 let mut panel = [self.panel.cast_const(); ELEMENTS];

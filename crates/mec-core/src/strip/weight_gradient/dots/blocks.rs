@@ -1,31 +1,16 @@
 //! How such a weight gradient is cut into blocks of the result and panels: plain data.
-//!
-//! ```text
-//! panel     [channel][kernel column][row plane][image][row][column]: some images, some rows of one, or
-//!           some columns of a row, once for each kernel column
-//! block     some input and some output channels of the result, summed over a part of the panels
-//! ```
-//!
-//! Unlike the forward pass's panel, nothing lies between the rows: neither here nor in `dy`, so that a kernel
-//! element meets all the positions of an image in one piece.
 
 use crate::kernel::{Kernel, Span, Vector};
 use crate::plan::Piece;
-use crate::strip::correlation::{Correlation, Lowering};
+use crate::strip::correlation::Correlation;
+use crate::strip::positions::Positions;
 use crate::strip::weight_gradient::Division;
-use std::ops::Range;
 
 /// The plan of a weight gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocks {
-    /// Images of a panel.
-    pub images: usize,
-    /// Output rows of each image.
-    pub rows: usize,
-    /// Output columns of each row.
-    pub columns: usize,
-    /// How kernel rows share the panel's rows.
-    pub lowering: Lowering,
+    /// The positions of each panel.
+    pub positions: Positions,
     /// Whether `dy` is copied, a tile's outputs at a time: where it does not lie in one piece, or where whole
     /// images would leave too many lanes of a register empty.
     pub staged: bool,
@@ -33,11 +18,8 @@ pub(crate) struct Blocks {
     pub division: Division,
     /// Output channels of a tile.
     tile: usize,
-    taps: [usize; 2],
+    taps: usize,
 }
-
-/// The place of a panel: images, output rows and columns.
-pub(crate) type Place = [Range<usize>; 3];
 
 /// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
 /// the number of threads.
@@ -120,26 +102,18 @@ impl Blocks {
         channels: usize,
         outputs: usize,
     ) -> Self {
-        let (height, width) = (c.height.output, c.width.output);
-        // As even pieces of at most as many, at least one.
-        let even = |all: usize, most: usize| all.div_ceil(all.div_ceil(most.max(1)));
-        let columns = even(width, positions);
-        let rows = even(height, positions / width);
-        let images = even(c.batch, if rows == height { positions / (height * width) } else { 1 });
-        let ragged = images > 1 && Self::ragged(c, kernel.lanes);
+        let panel = Positions::new(c, positions);
+        let ragged = panel.images > 1 && Self::ragged(c, kernel.lanes);
         let mut plan = Self {
-            images,
-            rows,
-            columns,
-            lowering: c.height.lowering(ragged),
+            positions: if ragged { panel.folded(c) } else { panel },
             staged: ragged || !joined,
             division: Division::new(c, channels, outputs),
             tile: kernel.dot_outputs,
-            taps: [c.height.taps, c.width.taps],
+            taps: c.taps(),
         };
-        let most = c.batch * height * width / POSITIONS_WANTED;
+        let most = c.batch * c.height.output * c.width.output / POSITIONS_WANTED;
         let wanted = TASKS_WANTED.div_ceil(plan.division.blocks());
-        plan.division.parts = wanted.min(most).min(plan.panels(c)).max(1);
+        plan.division.parts = wanted.min(most).min(plan.positions.panels(c)).max(1);
         plan
     }
 
@@ -155,64 +129,19 @@ impl Blocks {
         empty * sums > 2.5 * registers * (planes + c.outputs as f64 / c.channels as f64)
     }
 
-    /// Panels of all images.
-    pub fn panels(&self, c: &Correlation) -> usize {
-        let rows = c.height.output.div_ceil(self.rows);
-        c.batch.div_ceil(self.images) * rows * c.width.output.div_ceil(self.columns)
-    }
-
-    /// Where panel `index` is.
-    pub fn place(&self, c: &Correlation, index: usize) -> Place {
-        let (height, width) = (c.height.output, c.width.output);
-        let (down, across) = (height.div_ceil(self.rows), width.div_ceil(self.columns));
-        let piece =
-            |index: usize, size: usize, all: usize| index * size..((index + 1) * size).min(all);
-        [
-            piece(index / across / down, self.images, c.batch),
-            piece(index / across % down, self.rows, height),
-            piece(index % across, self.columns, width),
-        ]
-    }
-
-    /// Elements from an image's rows in a plane of the panel to the next image's.
-    pub fn image_len(&self) -> usize {
-        (self.rows + self.lowering.halo) * self.columns
-    }
-
-    /// Elements from a row plane of the panel to the next.
-    pub fn plane_len(&self) -> usize {
-        self.images * self.image_len()
-    }
-
-    /// Elements of a channel of the panel.
-    pub fn channel_len(&self) -> usize {
-        self.taps[1] * self.lowering.planes * self.plane_len()
-    }
-
-    /// Elements from a channel's start to what kernel element (`row`, `column`) meets first.
-    pub fn tap(&self, row: usize, column: usize) -> usize {
-        let Lowering { planes, period, shift, .. } = self.lowering;
-        (column * planes + row % period) * self.plane_len() + row / period * shift * self.columns
-    }
-
     /// Elements of a panel.
     pub fn panel_len(&self) -> usize {
-        self.division.channels() * self.channel_len()
-    }
-
-    /// Elements of an output channel's copy of `dy`.
-    pub fn dy_len(&self) -> usize {
-        self.images * self.rows * self.columns
+        self.division.channels() * self.positions.channel_len()
     }
 
     /// Elements of the copies of `dy`.
     pub fn stage_len(&self) -> usize {
-        if self.staged { self.tile.min(self.division.outputs()) * self.dy_len() } else { 0 }
+        if self.staged { self.tile.min(self.division.outputs()) * self.positions.len() } else { 0 }
     }
 
     /// Kernel elements of the block, the bias as one more.
     pub fn elements(&self) -> usize {
-        self.division.channels() * self.taps[0] * self.taps[1] + 1
+        self.division.channels() * self.taps + 1
     }
 
     /// Elements from a kernel element's sums to the next's: whole tiles of output channels.
@@ -227,13 +156,13 @@ impl Blocks {
 
     /// Elements of workspace for each thread: panel, a plane of ones for the bias, copies of `dy`, sums.
     pub fn workspace_len(&self) -> usize {
-        self.panel_len() + self.plane_len() + self.stage_len() + self.sums_len()
+        self.panel_len() + self.positions.plane_len() + self.stage_len() + self.sums_len()
     }
 
     /// Bytes that [`run`] takes for each thread.
     pub fn worker_bytes<T>(&self) -> usize {
         self.workspace_len() * size_of::<T>()
-            + self.images * size_of::<Span>()
+            + self.positions.images * size_of::<Span>()
             + self.elements() * size_of::<usize>()
     }
 
@@ -244,11 +173,11 @@ impl Blocks {
             column_phase: 0,
             column_phases: 1,
             output: [c.height.output, c.width.output],
-            bands: c.height.output.div_ceil(self.rows),
-            strips: self.panels(c),
-            panel_rows: self.rows,
+            bands: c.height.output.div_ceil(self.positions.rows),
+            strips: self.positions.panels(c),
+            panel_rows: self.positions.rows,
             panel_channels: self.division.channels(),
-            planes: self.taps[1] * self.lowering.planes,
+            planes: self.positions.planes(),
             tasks: self.division.tasks(),
         }
     }
