@@ -1,6 +1,6 @@
 //! Moving columns between the tensors and the SIMD lanes of panels and tiles.
 
-use super::simd::{First, Isa, Vector};
+use super::simd::{First, Isa, MAX_LANES, Vector};
 use super::tile::{Onto, prefetch};
 use pulp::{Simd, WithSimd};
 
@@ -192,6 +192,10 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
         // SAFETY: `scatter`'s contract covers every address formed here.
         unsafe {
             for run in s.runs {
+                if s.phases == 2 && s.out_column == 2 && !matches!(s.onto, Onto::Output) {
+                    s.pairs(simd, run);
+                    continue;
+                }
                 for phase in 0..s.phases {
                     let missing = usize::from(run.ends && phase >= s.last_phases);
                     let columns = run.columns - missing;
@@ -249,6 +253,44 @@ impl<T: Vector> Scatter<'_, T> {
                         value = T::sum(simd, value, T::load_masked(simd, to, mask));
                     }
                     T::store_first(simd, to, rest, value);
+                }
+            }
+        }
+    }
+
+    /// Columns of two phases, which take turns. One by one, they took a seventh of the input gradient of r2.
+    ///
+    /// # Safety
+    ///
+    /// As [`scatter`], for one run that is not added to the output.
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(&self, simd: S, run: &OutRun) {
+        let lanes = T::lanes::<S>();
+        let columns = 2 * run.columns - usize::from(run.ends) * (2 - self.last_phases);
+        let whole = columns / (2 * lanes) * lanes;
+        let rest = T::mask(simd, 0, run.columns - whole);
+        let out = self.out.wrapping_add(run.offset);
+        for r in 0..self.channels {
+            let bias = T::splat(simd, self.bias(r));
+            // SAFETY: the caller vouches for both sides.
+            unsafe {
+                let phases = [0, 1].map(|phase| {
+                    self.tile.add((r * self.phases + phase) * self.tile_phase + run.lane)
+                });
+                let to = out.wrapping_add(r * self.out_channel);
+                for at in (0..whole).step_by(lanes) {
+                    let a = T::sum(simd, T::load::<S>(phases[0].add(at)), bias);
+                    let b = T::sum(simd, T::load::<S>(phases[1].add(at)), bias);
+                    T::store_in_turns::<S>(to.wrapping_add(2 * at), a, b);
+                }
+                if 2 * whole < columns {
+                    let a = T::load_masked(simd, phases[0].add(whole), rest);
+                    let b = T::load_masked(simd, phases[1].add(whole), rest);
+                    let mut turns = [T::ZERO; 2 * MAX_LANES];
+                    let (a, b) = (T::sum(simd, a, bias), T::sum(simd, b, bias));
+                    T::store_in_turns::<S>(turns.as_mut_ptr(), a, b);
+                    let to = to.wrapping_add(2 * whole);
+                    to.copy_from_nonoverlapping(turns.as_ptr(), columns - 2 * whole);
                 }
             }
         }

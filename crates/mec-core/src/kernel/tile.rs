@@ -40,6 +40,15 @@ pub(crate) struct Tap {
     pub weight: isize,
 }
 
+impl Tap {
+    /// Elements from each tap's weight to the next's, if that is one distance.
+    pub fn weight_step(taps: &[Self]) -> Option<isize> {
+        let distance = |pair: &[Self]| pair[1].weight - pair[0].weight;
+        let first = taps.get(..2).map_or(0, distance);
+        taps.windows(2).all(|pair| distance(pair) == first).then_some(first)
+    }
+}
+
 /// One call of the micro-kernel.
 pub(crate) struct Tile<'a, T> {
     /// The window's first column of the first channel; `V` vectors are read at each tap.

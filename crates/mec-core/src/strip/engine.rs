@@ -159,9 +159,7 @@ impl<T: Vector> Worker<'_, T> {
         let mut runs = List::new();
         strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
         self.find_taps(c, &strip);
-        let distance = |pair: &[Tap]| pair[1].weight - pair[0].weight;
-        let first = self.taps.get(..2).map_or(0, distance);
-        let weight_step = self.taps.windows(2).all(|pair| distance(pair) == first).then_some(first);
+        let weight_step = Tap::weight_step(&self.taps);
         // What no window changes is found here: with few channels a window is short.
         if self.packed.get().is_some_and(|packed| packed.job != job) {
             // Another job's panel may be larger and lie where they were.

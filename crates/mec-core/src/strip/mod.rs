@@ -138,7 +138,8 @@ impl Work {
         }
         let shared = size_of::<(Correlation, Stream)>();
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
-        let stream = Stream::new(&c, kernel, limit.min(WORKSPACE_PER_THREAD - RESERVED - shared))?;
+        let each = limit.min(WORKSPACE_PER_THREAD - RESERVED - shared);
+        let stream = Stream::new(&c, kernel, threads, each)?;
         let worker = stream.worker_bytes::<T>(&c);
         let threads = threads.min(stream.tasks(&c)).min((limit / worker).max(1));
         let workspace_bytes = shared + threads * worker;

@@ -16,7 +16,7 @@ use super::engine::Operands;
 use super::panel::Source;
 use super::positions::Positions;
 use super::workers::{for_each_worker, spread};
-use crate::kernel::{Kernel, MAX_VECTORS, Onto, Tap, Tile, Vector};
+use crate::kernel::{Kernel, Onto, Tap, Tile, Vector};
 use crate::plan::Piece;
 
 /// Most elements that are summed for an output: beyond, multiplying takes longer than writing.
@@ -25,8 +25,8 @@ const MOST_ELEMENTS: usize = 64;
 /// Positions of a panel: streams of a page, and a panel that stays in the second-level cache.
 const POSITIONS: usize = 1024;
 
-/// Tasks that keep a handful of threads busy evenly.
-const TASKS_WANTED: usize = 16;
+/// Tasks of each thread, where there are several, that keep them busy evenly.
+const TASKS_WANTED: usize = 4;
 
 /// The plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,12 @@ pub(crate) struct Stream {
 impl Stream {
     /// Plans forward correlation `c` for at most `limit` bytes in each thread; `None` where strips serve better
     /// or need less.
-    pub fn new<T: Vector>(c: &Correlation, kernel: &Kernel<T>, limit: usize) -> Option<Self> {
+    pub fn new<T: Vector>(
+        c: &Correlation,
+        kernel: &Kernel<T>,
+        threads: usize,
+        limit: usize,
+    ) -> Option<Self> {
         let unit = c.height.step == 1 && c.width.step == 1;
         let few = c.taps() > 1 && (1..=MOST_ELEMENTS).contains(&(c.channels * c.taps()));
         // What is copied must be little beside what is written.
@@ -45,7 +50,8 @@ impl Stream {
             return None;
         }
         let all = c.height.output * c.width.output;
-        let enough = |most: &usize| *most * TASKS_WANTED <= all * c.batch;
+        let wanted = if threads > 1 { threads * TASKS_WANTED } else { 1 };
+        let enough = |most: &usize| *most * wanted <= all * c.batch;
         let sizes = || (0..8).map(|halvings| (POSITIONS >> halvings).min(all));
         let plan = |most| {
             let mut positions = Positions::new(c, most);
@@ -151,10 +157,7 @@ impl Stream {
         let positions = rows.len() * columns.len();
         let registers = kernel.vectors.min(positions / kernel.lanes);
         let window = registers * kernel.lanes;
-        let steps: [isize; 2] = [o.weight_strides[3], o.weight_strides[4]];
-        let joined =
-            c.width.taps == 1 || c.height.taps == 1 || steps[0] == steps[1] * c.width.taps as isize;
-        let step = if c.width.taps > 1 { steps[1] } else { steps[0] };
+        let weight_step = Tap::weight_step(taps);
         // SAFETY: the caller vouches for the tensors; a window ends where the panel does at the latest.
         unsafe {
             self.positions.pack(kernel, c, &place, &source, panel);
@@ -169,7 +172,7 @@ impl Stream {
                     weight: o.weight.wrapping_offset(weight),
                     weight_channel: o.weight_strides[2],
                     weight_output: o.weight_strides[1],
-                    weight_step: joined.then_some(step),
+                    weight_step,
                     channels: c.channels,
                     taps,
                     out: [0, 1, 2].map(|v| out.wrapping_add(at + v * kernel.lanes)),
@@ -193,5 +196,3 @@ impl Stream {
         }
     }
 }
-
-const _: () = assert!(MAX_VECTORS == 3, "a window has three places in the output");
