@@ -113,10 +113,9 @@ impl Work {
             }
             Pass::Forward => {
                 let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                Self::stream(kernel, c, settings, threads).map_or_else(
-                    || Self::correlations(kernel, pass, &[c], || vec![c], settings, threads),
-                    Ok,
-                )
+                // A limit that is too low for the one is refused for both.
+                let strips = Self::correlations(kernel, pass, &[c], || vec![c], settings, threads)?;
+                Ok(Self::stream(kernel, c, settings, threads).unwrap_or(strips))
             }
             Pass::InputGradient => {
                 let of =

@@ -46,10 +46,10 @@ impl Stream {
         let unit = c.height.step == 1 && c.width.step == 1;
         let few = c.taps() > 1 && (1..=MOST_ELEMENTS).contains(&(c.channels * c.taps()));
         // What is copied must be little beside what is written.
-        if !unit || !few || c.outputs < c.width.taps * c.channels {
+        let all = c.height.output * c.width.output;
+        if !unit || !few || c.outputs < c.width.taps * c.channels || c.batch * all == 0 {
             return None;
         }
-        let all = c.height.output * c.width.output;
         let wanted = if threads > 1 { threads * TASKS_WANTED } else { 1 };
         let enough = |most: &usize| *most * wanted <= all * c.batch;
         let sizes = || (0..8).map(|halvings| (POSITIONS >> halvings).min(all));
