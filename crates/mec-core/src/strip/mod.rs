@@ -74,10 +74,10 @@ enum Method {
     /// Correlations, each with its plan; before them those that do the same with fewer multiplications, if
     /// they are sooner. The plain ones are then for results that are not finite.
     Correlations(Option<Vec<winograd::Job>>, Vec<Job>),
-    /// Streams of output, for few input channels.
-    Stream(Box<(Correlation, Stream)>),
     /// The blocks of a weight gradient, likewise.
     Blocks(Box<(Correlation, Option<winograd::Blocks>, Plain)>),
+    /// Streams of output, for few input channels.
+    Stream(Box<(Correlation, Stream)>),
     /// Planes, without workspace.
     Planes,
     /// Zeros: there is nothing to sum.
