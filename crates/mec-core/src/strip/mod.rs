@@ -113,9 +113,14 @@ impl Work {
             }
             Pass::Forward => {
                 let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                // A limit that is too low for the one is refused for both.
-                let strips = Self::correlations(kernel, pass, &[c], || vec![c], settings, threads)?;
-                Ok(Self::stream(kernel, c, settings, threads).unwrap_or(strips))
+                let strips =
+                    || Self::correlations(kernel, pass, &[c], || vec![c], settings, threads);
+                match Self::stream(kernel, c, settings, threads) {
+                    // A limit that is too low for strips is refused for both.
+                    Some(stream) if settings.workspace_limit.is_some() => strips().map(|_| stream),
+                    Some(stream) => Ok(stream),
+                    None => strips(),
+                }
             }
             Pass::InputGradient => {
                 let of =

@@ -12,6 +12,7 @@
 use super::correlation::{Correlation, Lowering};
 use super::panel::{Source, inside_columns};
 use crate::kernel::{Kernel, Pack, Vector};
+use crate::plan::Piece;
 use std::ops::Range;
 
 /// How the positions of a correlation's output are dealt to panels, and how these are laid out.
@@ -100,6 +101,22 @@ impl Positions {
     pub fn tap(&self, row: usize, column: usize) -> usize {
         let Lowering { planes, period, shift, .. } = self.lowering;
         (column * planes + row % period) * self.plane_len() + row / period * shift * self.columns
+    }
+
+    /// What a reader of the plan sees of correlation `c`, cut so.
+    pub fn piece(&self, c: &Correlation, channels: usize, tasks: usize) -> Piece {
+        Piece {
+            row_phase: 0,
+            column_phase: 0,
+            column_phases: 1,
+            output: [c.height.output, c.width.output],
+            bands: c.height.output.div_ceil(self.rows),
+            strips: self.panels(c),
+            panel_rows: self.rows,
+            panel_channels: channels,
+            planes: self.planes(),
+            tasks,
+        }
     }
 
     /// Packs the panel at a place.

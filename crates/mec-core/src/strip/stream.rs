@@ -86,18 +86,7 @@ impl Stream {
 
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Piece {
-        Piece {
-            row_phase: 0,
-            column_phase: 0,
-            column_phases: 1,
-            output: [c.height.output, c.width.output],
-            bands: c.height.output.div_ceil(self.positions.rows),
-            strips: self.positions.panels(c),
-            panel_rows: self.positions.rows,
-            panel_channels: c.channels,
-            planes: self.positions.planes(),
-            tasks: self.tasks(c),
-        }
+        self.positions.piece(c, c.channels, self.tasks(c))
     }
 
     /// Runs the plan on at most `threads` threads of the current rayon pool.

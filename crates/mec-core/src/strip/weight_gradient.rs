@@ -12,8 +12,9 @@ pub(super) mod dots;
 pub(super) mod outer;
 
 use super::correlation::Correlation;
+use super::panel::Source;
 use super::workers::for_each_worker;
-use crate::kernel::{Kernel, Vector};
+use crate::kernel::{Kernel, Transpose, Vector};
 use crate::plan::Piece;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
@@ -49,10 +50,11 @@ pub(super) struct Division {
     /// Output channels of a group, and of a block.
     outputs: [usize; 2],
     /// Parts the positions are divided into.
-    pub parts: usize,
+    parts: usize,
 }
 
 /// A block of the result.
+#[derive(Clone)]
 pub(super) struct Block {
     pub group: usize,
     /// Input channels of the group.
@@ -61,11 +63,89 @@ pub(super) struct Block {
     pub outputs: Range<usize>,
 }
 
+impl Block {
+    /// The input channels, to be packed.
+    pub fn source<T>(&self, c: &Correlation, o: &Operands<T>) -> Source<T> {
+        let channel = self.group * c.channels + self.channels.start;
+        Source {
+            first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
+            strides: c.strides(o.x_strides),
+            channels: self.channels.len(),
+        }
+    }
+
+    /// The first output channel, among those of all groups.
+    pub fn output(&self, c: &Correlation) -> usize {
+        self.group * c.outputs + self.outputs.start
+    }
+
+    /// Whether this block sums the bias gradient too.
+    pub fn has_bias<T>(&self, o: &Operands<T>) -> bool {
+        self.channels.start == 0 && !o.db.is_null()
+    }
+
+    /// Writes sums, `[channel, kernel element][output channel]` with rows `width` apart, and those of the bias
+    /// where there are any, to the result, or adds them `onto` it.
+    ///
+    /// # Safety
+    ///
+    /// All the sums can be read. As [`Plain::run`]; no other task is adding to this block.
+    pub unsafe fn add<T: Vector>(
+        &self,
+        kernel: &Kernel<T>,
+        c: &Correlation,
+        o: &Operands<T>,
+        (sums, width): (*const T, usize),
+        bias: Option<*const T>,
+        onto: bool,
+    ) {
+        let output = self.output(c);
+        // SAFETY: the caller vouches for both sides.
+        unsafe {
+            kernel.transpose(&Transpose {
+                from: sums,
+                from_row: width as isize,
+                from_column: 1,
+                rows: self.channels.len() * c.taps(),
+                columns: self.outputs.len(),
+                to: o.dw.add((output * c.channels + self.channels.start) * c.taps()),
+                to_row: c.channels * c.taps(),
+                onto,
+                ahead: 0,
+            });
+            let Some(bias) = bias else { return };
+            for i in 0..self.outputs.len() {
+                let to = o.db.add(output + i);
+                *to = if onto { *to + *bias.add(i) } else { *bias.add(i) };
+            }
+        }
+    }
+}
+
+/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
+/// the number of threads.
+const TASKS_WANTED: usize = 16;
+
 impl Division {
     /// Blocks of at most so many channels each way, in one part.
     pub fn new(c: &Correlation, channels: usize, outputs: usize) -> Self {
         let groups = c.groups;
         Self { groups, channels: [c.channels, channels], outputs: [c.outputs, outputs], parts: 1 }
+    }
+
+    /// The same in as many parts as make enough tasks, at most `most` and at least one.
+    pub fn in_parts(self, most: usize) -> Self {
+        Self { parts: TASKS_WANTED.div_ceil(self.blocks()).min(most).max(1), ..self }
+    }
+
+    /// Parts the positions are divided into.
+    pub fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// Whether threads may be left without work.
+    pub fn has_few_tasks(&self) -> bool {
+        self.tasks() < TASKS_WANTED / 2
     }
 
     /// Most input and output channels of a block.

@@ -14,10 +14,9 @@
 mod blocks;
 
 use super::{Block, Operands, fill};
-use crate::kernel::{Dots, ELEMENTS, Kernel, Pack, Span, Transpose, Vector};
+use crate::kernel::{Dots, ELEMENTS, Kernel, Pack, Span, Vector};
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
-use crate::strip::panel::Source;
 use crate::strip::positions::Place;
 pub(crate) use blocks::Blocks;
 use std::ops::Range;
@@ -80,9 +79,7 @@ struct Worker<'a, T: Copy + 'static> {
     ones: *mut T,
     stage: *mut T,
     sums: *mut T,
-    group: usize,
-    channels: Range<usize>,
-    outputs: Range<usize>,
+    block: Block,
     /// Whether this block sums the bias gradient too.
     bias: bool,
 }
@@ -108,10 +105,8 @@ impl<'a, T: Vector> Worker<'a, T> {
             ones,
             stage,
             sums: stage.wrapping_add(plan.stage_len()),
-            group: block.group,
-            channels: block.channels.clone(),
-            outputs: block.outputs.clone(),
-            bias: block.channels.start == 0 && !operands.db.is_null(),
+            block: block.clone(),
+            bias: block.has_bias(operands),
         }
     }
 
@@ -123,12 +118,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     unsafe fn sum(&self, part: usize, Places { spans, elements }: &mut Places) {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         self.find_elements(elements);
-        let channel = self.group * c.channels + self.channels.start;
-        let source = Source {
-            first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
-            strides: c.strides(o.x_strides),
-            channels: self.channels.len(),
-        };
+        let source = self.block.source(c, o);
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
         unsafe {
             fill(self.sums, plan.sums_len(), T::ZERO);
@@ -197,7 +187,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     fn find_elements(&self, elements: &mut Vec<usize>) {
         let (plan, taps) = (self.plan, [self.c.height.taps, self.c.width.taps]);
         elements.clear();
-        for channel in 0..self.channels.len() {
+        for channel in 0..self.block.channels.len() {
             for row in 0..taps[0] {
                 let at = |column| {
                     channel * plan.positions.channel_len() + plan.positions.tap(row, column)
@@ -217,9 +207,9 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// As [`run`], with the panel packed and the places found.
     unsafe fn multiply(&self, place: &Place, spans: &[Span], elements: &[usize]) {
         let (o, plan, tile) = (self.operands, self.plan, self.kernel.dot_outputs);
-        for output in (0..self.outputs.len()).step_by(tile) {
-            let outputs = tile.min(self.outputs.len() - output);
-            let channel = (self.group * self.c.outputs + self.outputs.start + output) as isize;
+        for output in (0..self.block.outputs.len()).step_by(tile) {
+            let outputs = tile.min(self.block.outputs.len() - output);
+            let channel = (self.block.output(self.c) + output) as isize;
             let mut dy = o.dy.wrapping_offset(channel * o.dy_strides[1]);
             let mut dy_output = o.dy_strides[1];
             if plan.staged {
@@ -254,29 +244,11 @@ impl<'a, T: Vector> Worker<'a, T> {
     ///
     /// As [`run`], after [`Worker::sum`]; no other task is adding to this block.
     unsafe fn add(&self, onto: bool) {
-        let (c, o) = (self.c, self.operands);
-        let output = self.group * c.outputs + self.outputs.start;
-        let elements = self.channels.len() * c.taps();
+        let width = self.plan.sums_element();
+        let elements = self.block.channels.len() * self.c.taps();
+        let bias = self.bias.then(|| self.sums.wrapping_add(elements * width).cast_const());
+        let sums = (self.sums.cast_const(), width);
         // SAFETY: the caller vouches for the result.
-        unsafe {
-            self.kernel.transpose(&Transpose {
-                from: self.sums,
-                from_row: self.plan.sums_element() as isize,
-                from_column: 1,
-                rows: elements,
-                columns: self.outputs.len(),
-                to: o.dw.add((output * c.channels + self.channels.start) * c.taps()),
-                to_row: c.channels * c.taps(),
-                onto,
-                ahead: 0,
-            });
-            if self.bias {
-                for i in 0..self.outputs.len() {
-                    let sum = *self.sums.add(elements * self.plan.sums_element() + i);
-                    let to = o.db.add(output + i);
-                    *to = if onto { *to + sum } else { sum };
-                }
-            }
-        }
+        unsafe { self.block.add(self.kernel, self.c, self.operands, sums, bias, onto) };
     }
 }

@@ -18,7 +18,7 @@ use super::{Block, Operands, fill};
 use crate::kernel::{Kernel, Outer, STEPS, Stretch, Transpose, Vector};
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
-use crate::strip::panel::{self, Source, Strip};
+use crate::strip::panel::{self, Strip};
 pub(crate) use blocks::Blocks;
 
 /// Runs the plan on at most `threads` threads of the current rayon pool.
@@ -71,11 +71,7 @@ struct Worker<'a, T: Copy + 'static> {
     ones: *mut T,
     dy: *mut T,
     sums: *mut T,
-    group: usize,
-    /// First input channel and how many.
-    channels: (usize, usize),
-    /// First output channel and how many.
-    outputs: (usize, usize),
+    block: Block,
     /// Whether this block sums the bias gradient too.
     bias: bool,
 }
@@ -101,22 +97,20 @@ impl<'a, T: Vector> Worker<'a, T> {
             ones,
             dy,
             sums: dy.wrapping_add(plan.dy_len),
-            group: block.group,
-            channels: (block.channels.start, block.channels.len()),
-            outputs: (block.outputs.start, block.outputs.len()),
-            bias: block.channels.start == 0 && !operands.db.is_null(),
+            block: block.clone(),
+            bias: block.has_bias(operands),
         }
     }
 
     /// Kernel elements this block sums, the bias as one more.
     fn steps(&self) -> usize {
-        self.channels.1 * self.c.taps() + usize::from(self.bias)
+        self.block.channels.len() * self.c.taps() + usize::from(self.bias)
     }
 
     /// Tiles of output channels: first register and registers.
     fn tiles(&self) -> impl Iterator<Item = (usize, usize)> {
         let most = self.kernel.outer_vectors;
-        let registers = self.outputs.1.div_ceil(self.kernel.lanes);
+        let registers = self.block.outputs.len().div_ceil(self.kernel.lanes);
         (0..registers).step_by(most).map(move |first| (first, most.min(registers - first)))
     }
 
@@ -169,25 +163,20 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// As [`run`].
     unsafe fn pack(&self, strip: &Strip, row: usize, rows: usize) {
         let (c, o, lanes) = (self.c, self.operands, self.kernel.lanes);
-        let channel = self.group * c.channels + self.channels.0;
-        let source = Source {
-            first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
-            strides: c.strides(o.x_strides),
-            channels: self.channels.1,
-        };
+        let source = self.block.source(c, o);
         let [image, channel, line, column] = c.strides(o.dy_strides);
         // SAFETY: the caller vouches for the tensors; the plan made room.
         unsafe {
             panel::pack(self.kernel, c, strip, (row, rows), &source, self.panel);
             for (first, registers) in self.tiles() {
                 let to = self.tile(first, strip, rows);
-                let output = self.outputs.0 + first * lanes;
-                let outputs = (registers * lanes).min(self.outputs.1 - first * lanes);
+                let output = self.block.outputs.start + first * lanes;
+                let outputs = (registers * lanes).min(self.block.outputs.len() - first * lanes);
                 let mut position = 0;
                 for row_in_panel in 0..rows {
                     for run in strip.runs() {
                         let offset = run.image as isize * image
-                            + (self.group * c.outputs + output) as isize * channel
+                            + (self.block.group * c.outputs + output) as isize * channel
                             + (run.row + row + row_in_panel) as isize * line
                             + run.x as isize * column;
                         self.kernel.transpose(&Transpose {
@@ -229,7 +218,7 @@ impl<'a, T: Vector> Worker<'a, T> {
             // bias last, and again in the places of those missing.
             let (mut channel, mut tap) = (0, 0);
             let mut start = || {
-                if channel == self.channels.1 {
+                if channel == self.block.channels.len() {
                     return if self.bias { self.ones } else { self.panel };
                 }
                 let at = self.panel.wrapping_add(channel * channel_len + places.taps[tap]);
@@ -263,29 +252,11 @@ impl<'a, T: Vector> Worker<'a, T> {
     ///
     /// As [`run`], after [`Worker::sum`]; no other task is adding to this block.
     unsafe fn add(&self, onto: bool) {
-        let (c, o) = (self.c, self.operands);
-        let output = self.group * c.outputs + self.outputs.0;
-        let elements = self.channels.1 * c.taps();
+        let width = self.plan.division.outputs();
+        let elements = self.block.channels.len() * self.c.taps();
+        let bias = self.bias.then(|| self.sums.wrapping_add(elements * width).cast_const());
+        let sums = (self.sums.cast_const(), width);
         // SAFETY: the caller vouches for the result.
-        unsafe {
-            self.kernel.transpose(&Transpose {
-                from: self.sums,
-                from_row: self.plan.division.outputs() as isize,
-                from_column: 1,
-                rows: elements,
-                columns: self.outputs.1,
-                to: o.dw.add((output * c.channels + self.channels.0) * c.taps()),
-                to_row: c.channels * c.taps(),
-                onto,
-                ahead: 0,
-            });
-            if self.bias {
-                for i in 0..self.outputs.1 {
-                    let sum = *self.sums.add(elements * self.plan.division.outputs() + i);
-                    let to = o.db.add(output + i);
-                    *to = if onto { *to + sum } else { sum };
-                }
-            }
-        }
+        unsafe { self.block.add(self.kernel, self.c, self.operands, sums, bias, onto) };
     }
 }

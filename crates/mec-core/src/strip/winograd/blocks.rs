@@ -6,10 +6,6 @@ use crate::plan::Piece;
 use crate::strip::correlation::Correlation;
 use crate::strip::weight_gradient::Division;
 
-/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on the
-/// number of threads.
-const TASKS_WANTED: usize = 16;
-
 /// Tiles a part should sum over: transforming and adding a part costs about as much as 20.
 const TILES_WANTED: usize = 128;
 
@@ -70,8 +66,8 @@ impl Blocks {
                     Self { tiling, strips, width, division, tile }
                 });
                 let Some(mut plan) = plans.into_iter().find(fits) else { continue };
-                let most = (tiling.tiles / TILES_WANTED).min(strips).max(1);
-                plan.division.parts = TASKS_WANTED.div_ceil(plan.division.blocks()).min(most);
+                let most = (tiling.tiles / TILES_WANTED).min(strips);
+                plan.division = plan.division.in_parts(most);
                 let [channel_blocks, output_blocks] = plan.division.each_way();
                 // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
                 let channels = c.channels.next_multiple_of(STEPS);
@@ -79,7 +75,7 @@ impl Blocks {
                 let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
                     + (c.groups * c.channels * output_blocks) as f64 * pieces * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
-                    + plan.division.parts as f64 * pairs * pieces * SUMS;
+                    + plan.division.parts() as f64 * pairs * pieces * SUMS;
                 if cycles < best.0 {
                     best = (cycles, Some(plan));
                 }

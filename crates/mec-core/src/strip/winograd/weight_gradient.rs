@@ -19,9 +19,7 @@ use crate::kernel::{
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
-use crate::strip::panel::Source;
 use crate::strip::weight_gradient::{Block, Operands, fill};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The position at which `A dy A'` is the sum of a tile's gradients: the bias gradient's.
@@ -32,7 +30,7 @@ const SUM: usize = SIDE + 1;
 ///
 /// # Safety
 ///
-/// As [`weight_gradient::run`](crate::strip::weight_gradient::run).
+/// As [`Plain::run`](crate::strip::weight_gradient::Plain::run).
 pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
     c: &Correlation,
@@ -78,9 +76,7 @@ struct Worker<'a, T: Copy + 'static> {
     ones: *mut T,
     /// The result, where panel and `dy` were: `[channel][kernel element][output channel]`.
     result: *mut T,
-    group: usize,
-    channels: Range<usize>,
-    outputs: Range<usize>,
+    block: Block,
     /// Whether this block sums the bias gradient too.
     bias: bool,
 }
@@ -109,17 +105,15 @@ impl<'a, T: Vector> Worker<'a, T> {
             sums,
             ones,
             result: panel,
-            group: block.group,
-            channels: block.channels.clone(),
-            outputs: block.outputs.clone(),
-            bias: block.channels.start == 0 && !operands.db.is_null(),
+            block: block.clone(),
+            bias: block.has_bias(operands),
         }
     }
 
     /// Tiles of output channels of the block: first channel and whole registers.
     fn tiles(&self) -> impl Iterator<Item = (usize, usize)> {
         let (lanes, most) = (self.kernel.lanes, self.plan.tile);
-        let all = self.outputs.len().next_multiple_of(lanes);
+        let all = self.block.outputs.len().next_multiple_of(lanes);
         (0..all).step_by(most).map(move |first| (first, most.min(all - first)))
     }
 
@@ -130,12 +124,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// As [`run`].
     unsafe fn sum(&self, part: usize) {
         let (c, o, plan) = (self.c, self.operands, self.plan);
-        let channel = self.group * c.channels + self.channels.start;
-        let source = Source {
-            first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
-            strides: c.strides(o.x_strides),
-            channels: self.channels.len(),
-        };
+        let source = self.block.source(c, o);
         let place = |strip: usize| strip * plan.tiling.tiles / plan.strips;
         let strips = plan.division.part(plan.strips, part);
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
@@ -165,8 +154,8 @@ impl<'a, T: Vector> Worker<'a, T> {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let [image, channel, line, column] = c.strides(o.dy_strides);
         let distance = plan.tiling.width.distance;
-        let output = self.outputs.start + first;
-        let outputs = width.min(self.outputs.end - output);
+        let output = self.block.outputs.start + first;
+        let outputs = width.min(self.block.outputs.end - output);
         let row_len = OUTPUTS * tiles * width;
         // SAFETY: the caller vouches for the tensors, the plan for the room.
         unsafe {
@@ -179,7 +168,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                     let all = OUTPUTS * run.tiles;
                     let to = self.raw.add(y * row_len + OUTPUTS * run.lane * width);
                     let offset = run.image as isize * image
-                        + (self.group * c.outputs + output) as isize * channel
+                        + (self.block.group * c.outputs + output) as isize * channel
                         + row as isize * line
                         + run.column as isize * column;
                     self.kernel.transpose(&Transpose {
@@ -223,7 +212,7 @@ impl<'a, T: Vector> Worker<'a, T> {
         let [panel_position, dy_position, sums_position] = plan.positions();
         let vectors = width / self.kernel.lanes;
         for (position, channels) in
-            plan.tiling.channels_at(self.channels.len()).into_iter().enumerate()
+            plan.tiling.channels_at(self.block.channels.len()).into_iter().enumerate()
         {
             let panel = self.panel.wrapping_add(position * panel_position);
             let sums = self.sums.wrapping_add(position * sums_position + first);
@@ -268,9 +257,9 @@ impl<'a, T: Vector> Worker<'a, T> {
                 finite &= self.kernel.winograd.transform_sums(&TransformSums {
                     from: self
                         .sums
-                        .wrapping_add(number * self.channels.len() * plan.division.outputs()),
+                        .wrapping_add(number * self.block.channels.len() * plan.division.outputs()),
                     position,
-                    channels: self.channels.len(),
+                    channels: self.block.channels.len(),
                     width: plan.division.outputs(),
                     taps: [rows.taps, columns.taps],
                     to,
@@ -288,31 +277,13 @@ impl<'a, T: Vector> Worker<'a, T> {
     ///
     /// As [`run`], after [`Worker::transform`]; no other task is adding to this block.
     unsafe fn add(&self, onto: bool) {
-        let (c, o, plan) = (self.c, self.operands, self.plan);
-        let output = self.group * c.outputs + self.outputs.start;
+        let (plan, width) = (self.plan, self.plan.division.outputs());
+        // Behind all channels of its position.
+        let end = plan.tiling.channels_at(self.block.channels.len())[SUM].end;
+        let at = SUM * plan.positions()[2] + end * width;
+        let bias = self.bias.then(|| self.sums.wrapping_add(at).cast_const());
+        let sums = (self.result.cast_const(), width);
         // SAFETY: the caller vouches for the result.
-        unsafe {
-            self.kernel.transpose(&Transpose {
-                from: self.result,
-                from_row: plan.division.outputs() as isize,
-                from_column: 1,
-                rows: self.channels.len() * c.taps(),
-                columns: self.outputs.len(),
-                to: o.dw.add((output * c.channels + self.channels.start) * c.taps()),
-                to_row: c.channels * c.taps(),
-                onto,
-                ahead: 0,
-            });
-            if self.bias {
-                // Behind all channels of its position.
-                let at = &plan.tiling.channels_at(self.channels.len())[SUM];
-                let sums =
-                    self.sums.add(SUM * plan.positions()[2] + at.end * plan.division.outputs());
-                for i in 0..self.outputs.len() {
-                    let to = o.db.add(output + i);
-                    *to = if onto { *to + *sums.add(i) } else { *sums.add(i) };
-                }
-            }
-        }
+        unsafe { self.block.add(self.kernel, self.c, self.operands, sums, bias, onto) };
     }
 }

@@ -21,10 +21,6 @@ pub(crate) struct Blocks {
     taps: usize,
 }
 
-/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
-/// the number of threads.
-const TASKS_WANTED: usize = 16;
-
 /// Positions a part should sum over: adding a part to the result costs about as much as 20.
 const POSITIONS_WANTED: usize = 512;
 
@@ -77,12 +73,11 @@ impl Blocks {
         let Some((positions, mut plan)) = found else {
             return Some(with(1, 1, 1)).filter(|plan| plan.worker_bytes::<T>() <= limit);
         };
-        let few = |plan: &Self| plan.division.tasks() < TASKS_WANTED / 2;
-        while few(&plan) && plan.division.channels() >= 2 * CHANNELS_WANTED {
+        while plan.division.has_few_tasks() && plan.division.channels() >= 2 * CHANNELS_WANTED {
             let [channels, outputs] = plan.division.most();
             plan = with(positions, channels.div_ceil(2), outputs);
         }
-        while few(&plan) && plan.division.outputs() >= 2 * CHANNELS_WANTED {
+        while plan.division.has_few_tasks() && plan.division.outputs() >= 2 * CHANNELS_WANTED {
             let [channels, outputs] = plan.division.most();
             plan = with(positions, channels, outputs.div_ceil(2));
         }
@@ -104,17 +99,15 @@ impl Blocks {
     ) -> Self {
         let panel = Positions::new(c, positions);
         let ragged = panel.images > 1 && Self::ragged(c, kernel.lanes);
-        let mut plan = Self {
+        let most = c.batch * c.height.output * c.width.output / POSITIONS_WANTED;
+        let most = most.min(panel.panels(c));
+        Self {
             positions: if ragged { panel.folded(c) } else { panel },
             staged: ragged || !joined,
-            division: Division::new(c, channels, outputs),
+            division: Division::new(c, channels, outputs).in_parts(most),
             tile: kernel.dot_outputs,
             taps: c.taps(),
-        };
-        let most = c.batch * c.height.output * c.width.output / POSITIONS_WANTED;
-        let wanted = TASKS_WANTED.div_ceil(plan.division.blocks());
-        plan.division.parts = wanted.min(most).min(plan.positions.panels(c)).max(1);
-        plan
+        }
     }
 
     /// Whether registers would be so empty at the end of each image that a row plane for each kernel row and a
@@ -168,17 +161,6 @@ impl Blocks {
 
     /// What a reader of the plan sees of it.
     pub fn piece(&self, c: &Correlation) -> Piece {
-        Piece {
-            row_phase: 0,
-            column_phase: 0,
-            column_phases: 1,
-            output: [c.height.output, c.width.output],
-            bands: c.height.output.div_ceil(self.positions.rows),
-            strips: self.positions.panels(c),
-            panel_rows: self.positions.rows,
-            panel_channels: self.division.channels(),
-            planes: self.positions.planes(),
-            tasks: self.division.tasks(),
-        }
+        self.positions.piece(c, self.division.channels(), self.division.tasks())
     }
 }

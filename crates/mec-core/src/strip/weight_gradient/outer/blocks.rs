@@ -29,10 +29,6 @@ pub(crate) struct Blocks {
     pub taps: usize,
 }
 
-/// Tasks that keep a handful of threads busy evenly. A constant, so that results do not depend on
-/// the number of threads.
-const TASKS_WANTED: usize = 16;
-
 /// Positions a part should sum over: adding a part to the result costs about as much as 20.
 const POSITIONS_WANTED: usize = 512;
 
@@ -114,12 +110,10 @@ impl Blocks {
         let columns = Columns::new(c, c.lowering(false), Self::bands(c), 1, width);
         let positions = c.batch * c.height.output * c.width.output;
         let divided = |channel_blocks: usize| {
-            let mut division = Division::new(c, c.channels.div_ceil(channel_blocks), outputs);
-            let most = (positions / POSITIONS_WANTED).min(columns.strips).max(1);
-            division.parts = TASKS_WANTED.div_ceil(division.blocks()).min(most);
-            division
+            let most = (positions / POSITIONS_WANTED).min(columns.strips);
+            Division::new(c, c.channels.div_ceil(channel_blocks), outputs).in_parts(most)
         };
-        while divided(channel_blocks).tasks() < TASKS_WANTED / 2
+        while divided(channel_blocks).has_few_tasks()
             && c.channels.div_ceil(channel_blocks * 2) >= CHANNELS_WANTED
         {
             channel_blocks *= 2;
