@@ -16,7 +16,7 @@ mod weights;
 
 use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
-use super::panel::{self, List, Source, Strip};
+use super::panel::{self, List, Source, Steps, Strip};
 use super::strips::Strips;
 use super::workers::{for_each_worker, locate, spread};
 use crate::kernel::{
@@ -127,12 +127,12 @@ struct Task<'a> {
     /// Where each register of row 0 lies, if they can be stored as they are.
     registers: Option<[usize; MAX_VECTORS]>,
     common_rows: usize,
-    /// Elements of a panel from an output row's window to the next's.
-    window_step: usize,
     /// Elements from an output row to the next.
     out_row: usize,
     /// Whether the output comes from further away than the second-level cache.
     far: bool,
+    /// Whether each window is stored right behind the last: memory that a CPU asks for by itself.
+    stream: bool,
     /// Elements from each tap's weight to the next's, if that is one distance.
     weight_step: Option<isize>,
 }
@@ -165,22 +165,24 @@ impl<T: Vector> Worker<'_, T> {
             // Another job's panel may be larger and lie where they were.
             self.packed.set(None);
         }
+        let registers = self.registers(c, runs.as_slice(), strip.bundles);
+        let out_row = c.height.out_step * c.strides(self.operands.y_strides)[2];
         let task = Task {
             job,
             c,
             plan,
             group,
             outputs,
-            registers: self.registers(c, runs.as_slice(), strip.bundles),
+            registers,
             runs,
             common_rows: strip.common_rows(c),
-            window_step: c.height.step / c.height.unit() * strip.line_len,
-            out_row: c.height.out_step * c.strides(self.operands.y_strides)[2],
+            out_row,
+            stream: registers.is_some() && out_row == strip.width,
             far: c.outputs * c.height.output * c.width.output * size_of::<T>() >= FAR,
             weight_step,
             strip,
         };
-        if plan.weights_len > 0 {
+        if plan.kept_tiles > 0 {
             self.find_packed_taps(&task);
         }
         for row in (0..plan.columns.band_rows).step_by(plan.rows) {
@@ -238,17 +240,25 @@ impl<T: Vector> Worker<'_, T> {
             channels: panel.channels,
         };
         let rows = (panel.row, panel.rows);
-        let channel_len = task.c.height.panel_rows(panel.rows) * task.strip.line_len;
+        let steps = task.strip.steps(task.c, panel.rows, panel.channels);
         // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
         unsafe {
-            panel::pack(self.kernel, task.c, &task.strip, rows, &source, self.memory.as_ptr());
-            for outputs in self.kernel.tile_ranges(task.outputs.clone()) {
-                let weights = self.weights(task, panel, &outputs);
+            panel::pack(
+                self.kernel,
+                task.c,
+                &task.strip,
+                rows,
+                &source,
+                steps,
+                self.memory.as_ptr(),
+            );
+            for (tile, outputs) in self.kernel.tile_ranges(task.outputs.clone()).enumerate() {
+                let weights = self.weights(task, panel, tile, &outputs);
                 let mut row = 0;
                 while row < panel.rows {
                     let rows = row..row + self.alike(task, panel, row);
                     row = rows.end;
-                    self.windows(task, panel, channel_len, rows, &outputs, &weights);
+                    self.windows(task, panel, steps, rows, &outputs, &weights);
                 }
             }
         }
@@ -259,7 +269,11 @@ impl<T: Vector> Worker<'_, T> {
         let common = task.common_rows.saturating_sub(panel.row + row);
         // The same taps take part in each, and the sums of all have room beside each other.
         let same_taps = !task.c.transposed || task.c.height.is_pointwise();
-        let most = if same_taps { AT_ONCE / task.c.phases().len() } else { 1 };
+        let most = match () {
+            () if !same_taps => 1,
+            () if task.stream => panel.rows,
+            () => AT_ONCE / task.c.phases().len(),
+        };
         most.min(common).min(panel.rows - row).max(1)
     }
 
@@ -272,13 +286,14 @@ impl<T: Vector> Worker<'_, T> {
         &self,
         task: &Task,
         panel: &Panel,
-        channel_len: usize,
+        steps: Steps,
         rows: Range<usize>,
         outputs: &Range<usize>,
         weights: &Weights<'t, T>,
     ) {
         let (c, o, strip) = (task.c, self.operands, &task.strip);
         let row = rows.start;
+        let window_step = c.height.step / c.height.unit() * steps.row;
         // Rows differ by where they begin, but where a band has fewer rows than the others.
         let mut fewer;
         let (runs, registers, shift) = if panel.row + row < task.common_rows {
@@ -301,7 +316,7 @@ impl<T: Vector> Worker<'_, T> {
         let out = o.y.wrapping_add(output * o.y_strides[1] + shift);
         let out_column = c.width.out_step * o.y_strides[3];
         // What is stored waits for its line, and lines are far apart: ask for those of the next window.
-        if task.far {
+        if task.far && !task.stream {
             for run in runs {
                 let last = run.offset + (run.columns - 1) * out_column;
                 for r in 0..outputs.len() {
@@ -320,8 +335,8 @@ impl<T: Vector> Worker<'_, T> {
             &taps[tap_rows.start * phase.taps..tap_rows.end * phase.taps]
         };
         let mut tile = Tile {
-            panel: self.memory.as_ptr().wrapping_add(row * task.window_step),
-            panel_channel: channel_len,
+            panel: self.memory.as_ptr().wrapping_add(row * window_step),
+            panel_channel: steps.channel,
             weight: weights.first,
             weight_channel: weights.channel_of(weights.taps),
             weight_output: weights.output,
@@ -333,7 +348,7 @@ impl<T: Vector> Worker<'_, T> {
             outputs: outputs.len(),
             onto,
             rows: rows.len(),
-            panel_row: task.window_step,
+            panel_row: window_step,
             out_row: task.out_row,
         };
         // SAFETY: the panel holds every row the window reads; the runs are places of the output.

@@ -60,6 +60,15 @@ impl<T: Copy, const MOST: usize> List<T, MOST> {
     }
 }
 
+/// How the lines of a panel, each of one row of one channel, follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    /// Elements from a channel's line to the next channel's.
+    pub channel: usize,
+    /// Elements from a row's line to the next row's.
+    pub row: usize,
+}
+
 /// One strip: which columns its lanes hold.
 pub(crate) struct Strip {
     /// Bundles of lanes.
@@ -107,6 +116,22 @@ impl Strip {
     /// The runs, by lane.
     pub fn runs(&self) -> &[Run] {
         self.runs.as_slice()
+    }
+
+    /// How the lines of a panel follow each other: `[row][channel]` where a window has one row, so that it is met
+    /// in order (1.1 times as soon for r1 as from a page for each channel), else `[channel][row]`, for rows that
+    /// windows share.
+    pub fn steps(&self, c: &Correlation, rows: usize, channels: usize) -> Steps {
+        if c.height.taps == 1 {
+            Steps { channel: self.line_len, row: channels * self.line_len }
+        } else {
+            self.shared_rows(c, rows)
+        }
+    }
+
+    /// The same for windows that lie one below the other in each channel.
+    pub fn shared_rows(&self, c: &Correlation, rows: usize) -> Steps {
+        Steps { channel: c.height.panel_rows(rows) * self.line_len, row: self.line_len }
     }
 
     /// Elements from a channel's start in the panel to where tap (`y`, `x`) of `phase` begins.
@@ -191,6 +216,7 @@ pub(crate) unsafe fn pack<T: Vector>(
     strip: &Strip,
     (row, rows): (usize, usize),
     source: &Source<T>,
+    steps: Steps,
     to: *mut T,
 ) {
     let strides = &source.strides;
@@ -213,7 +239,7 @@ pub(crate) unsafe fn pack<T: Vector>(
                 let rows = rows.min(panel_rows - from_row);
                 let y = top + (from_row * h.unit()) as isize;
                 let offset = run.image as isize * strides[0] + y * strides[2] + start * strides[3];
-                let at = from_row * strip.line_len + plane * strip.plane_len + run.lane;
+                let at = from_row * steps.row + plane * strip.plane_len + run.lane;
                 // SAFETY: only columns and rows inside the input are read; the lanes written are
                 // this run's, and the idle ones behind the last run.
                 unsafe {
@@ -223,8 +249,8 @@ pub(crate) unsafe fn pack<T: Vector>(
                         from_row: h.unit() as isize * strides[2],
                         from_column: w.step as isize * strides[3],
                         to: to.add(at),
-                        to_channel: panel_rows * strip.line_len,
-                        to_row: strip.line_len,
+                        to_channel: steps.channel,
+                        to_row: steps.row,
                         channels: source.channels,
                         rows,
                         before,

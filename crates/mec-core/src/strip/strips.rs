@@ -9,6 +9,7 @@
 //! What decides the order in which a sum is taken (the channel block) depends on the problem and on
 //! the byte limit alone, never on the number of threads.
 
+use super::KEPT;
 use super::correlation::{Correlation, Lowering};
 use crate::plan::Piece;
 use std::ops::Range;
@@ -89,8 +90,10 @@ pub(crate) struct Strips {
     pub parts: usize,
     /// Elements of a panel.
     pub panel_len: usize,
-    /// Elements of packed weights; none where they are read in place.
-    pub weights_len: usize,
+    /// Elements of a tile's weights where they are packed.
+    pub tile_weights: usize,
+    /// Tiles whose packed weights are kept: none where weights are read in place, one, or all of a part.
+    pub kept_tiles: usize,
 }
 
 /// Rows a panel should serve before it takes all channels: with fewer, packing it shows.
@@ -108,41 +111,52 @@ const OUTPUT_WANTED: usize = 1 << 20;
 const USES_WANTED: usize = 2;
 
 impl Strips {
-    /// Plans `c` for at most `limit` bytes of workspace in each of `threads` threads; `None` if even
-    /// the smallest panel does not fit.
-    pub fn new(c: &Correlation, size: TileSize, threads: usize, limit: usize) -> Option<Self> {
-        let room = limit / size.bytes;
+    /// Plans `c` for at most `limit` bytes of panel and what it is multiplied with, and `room` bytes of all
+    /// workspace, in each of `threads` threads; `None` if even the smallest panel does not fit.
+    pub fn new(
+        c: &Correlation,
+        size: TileSize,
+        threads: usize,
+        [limit, room]: [usize; 2],
+    ) -> Option<Self> {
+        let within = limit / size.bytes;
         let lowering = c.best_lowering(size.lanes);
         let row_len = |vectors: usize| row_len(&lowering, vectors, size.lanes);
         // The widest strip whose smallest panel fits.
         let smallest = c.height.panel_rows(1);
-        let vectors = (1..=size.vectors).rev().find(|&v| smallest * row_len(v) <= room)?;
+        let vectors = (1..=size.vectors).rev().find(|&v| smallest * row_len(v) <= within)?;
         // A quarter at most for weights.
-        let channels = Self::channel_block(c, size, room * 3 / 4 / row_len(vectors));
+        let channels = Self::channel_block(c, size, within * 3 / 4 / row_len(vectors));
 
         let (bands, parts) = Self::bands_and_parts(c, size, &lowering, vectors, threads);
         let columns = Columns::new(c, lowering, bands, size.lanes, vectors);
         let row_len = row_len(columns.widest());
         let rows_beside = |weights: usize| {
-            let room = room.checked_sub(weights)?;
+            let room = within.checked_sub(weights)?;
             let len = |rows: usize| channels * c.height.panel_rows(rows) * row_len;
             let most = (1..=columns.band_rows).rev().find(|&rows| len(rows) <= room)?;
             // As even as they can be.
             Some(columns.band_rows.div_ceil(columns.band_rows.div_ceil(most)))
         };
-        let packed = size.channels * channels * c.all_taps();
-        let (rows, weights_len) = match rows_beside(packed) {
-            Some(rows) if c.transposed && rows >= USES_WANTED => (rows, packed),
-            _ => (rows_beside(0)?, 0),
+        let tile_weights = size.channels * channels * c.all_taps();
+        let (rows, packed) = match rows_beside(tile_weights) {
+            Some(rows) if c.transposed && rows >= USES_WANTED => (rows, true),
+            _ => (rows_beside(0)?, false),
         };
-        Some(Self {
-            columns,
-            rows,
-            channels,
-            parts,
-            panel_len: channels * c.height.panel_rows(rows) * row_len,
-            weights_len,
-        })
+        let panel_len = channels * c.height.panel_rows(rows) * row_len;
+        // Weights that a thread's next panel meets again.
+        let panels = columns.strips * columns.band_rows.div_ceil(rows);
+        let all = c.outputs.div_ceil(parts).div_ceil(size.channels);
+        let keep = channels == c.channels
+            && panels > threads
+            && all * tile_weights * size.bytes <= KEPT
+            && panel_len + all * tile_weights <= room / size.bytes;
+        let kept_tiles = match packed {
+            true if keep => all,
+            true => 1,
+            false => 0,
+        };
+        Some(Self { columns, rows, channels, parts, panel_len, tile_weights, kept_tiles })
     }
 
     /// Elements of the smallest panel that works for `c`.
@@ -226,7 +240,7 @@ impl Strips {
 
     /// Elements of workspace for each thread.
     pub fn workspace_len(&self) -> usize {
-        self.panel_len + self.weights_len
+        self.panel_len + self.kept_tiles * self.tile_weights
     }
 
     /// What a reader of the plan sees of it.

@@ -30,6 +30,7 @@ mod engine;
 mod tiling;
 mod weight_gradient;
 
+use super::KEPT;
 use super::correlation::Correlation;
 use super::strips::TileSize;
 use crate::kernel::{OUTPUTS, POSITIONS};
@@ -76,10 +77,6 @@ const WEIGHT: f64 = 9.0;
 const OUTPUT: f64 = 100.0;
 /// The same of tiles of inputs.
 const ADDITION: f64 = 130.0;
-
-/// Bytes of transformed weights that are kept rather than transformed for each panel: though they come
-/// from the third-level cache then, cv1 (345 KiB) takes 0.82 and cv8 (576 KiB) 0.93 of the time.
-const KEPT: usize = 600 << 10;
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);

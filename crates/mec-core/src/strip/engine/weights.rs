@@ -27,14 +27,24 @@ pub(super) struct Weights<'a, T> {
     pub taps: &'a [Tap],
 }
 
-/// Whose weights a thread has packed. With one tile of output channels, and one block of those summed, all
-/// panels of a job want the same: packing them anew was a twelfth of cv1's input gradient.
+/// Whose weights a thread has packed: one tile's, or those of the first tiles of a part. The next panel wants
+/// the same, unless there are more tiles than are kept: packing them anew was a twelfth of cv1's input
+/// gradient and a twentieth of r1's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Packed {
     pub job: usize,
     group: usize,
+    /// First output of the tile, or of the part.
     output: usize,
     channel: usize,
+    tiles: usize,
+}
+
+impl Packed {
+    /// Whether the last tile of `wanted` is among them.
+    fn holds(self, wanted: Self) -> bool {
+        self.tiles >= wanted.tiles && Self { tiles: wanted.tiles, ..self } == wanted
+    }
 }
 
 impl<T> Weights<'_, T> {
@@ -88,6 +98,7 @@ impl<T: Vector> Worker<'_, T> {
         &self,
         task: &Task,
         panel: &Panel,
+        tile: usize,
         outputs: &Range<usize>,
     ) -> Weights<'_, T> {
         let o = self.operands;
@@ -97,15 +108,28 @@ impl<T: Vector> Worker<'_, T> {
             + panel.channel as isize * channel;
         let (in_place, packed) = self.taps.split_at(task.c.all_taps());
         let first = o.weight.wrapping_offset(offset);
-        if task.plan.weights_len == 0 {
+        if task.plan.kept_tiles == 0 {
             let step = task.weight_step;
             return Weights { first, phase: 0, channel, output, step, taps: in_place };
         }
-        let to = self.memory.as_ptr().wrapping_add(task.plan.panel_len);
-        let tile = self.kernel.channels;
-        let (job, group) = (task.job, task.group);
-        let wanted = Packed { job, group, output: outputs.start, channel: panel.channel };
-        let known = self.packed.replace(Some(wanted)) == Some(wanted);
+        let (tile, output_of) = match task.plan.kept_tiles {
+            1 => (0, outputs.start),
+            _ => (tile, task.outputs.start),
+        };
+        let behind = task.plan.panel_len + tile * task.plan.tile_weights;
+        let to = self.memory.as_ptr().wrapping_add(behind);
+        let size = self.kernel.channels;
+        let wanted = Packed {
+            job: task.job,
+            group: task.group,
+            output: output_of,
+            channel: panel.channel,
+            tiles: tile + 1,
+        };
+        let known = self.packed.get().is_some_and(|packed| packed.holds(wanted));
+        if !known {
+            self.packed.set(Some(wanted));
+        }
         let (mut taps, mut at) = (in_place, to);
         for phase in task.c.phases().iter().filter(|_| !known) {
             let these;
@@ -122,14 +146,14 @@ impl<T: Vector> Worker<'_, T> {
                     to: at,
                 });
             }
-            at = at.wrapping_add(panel.channels * these.len() * tile);
+            at = at.wrapping_add(panel.channels * these.len() * size);
         }
         Weights {
             first: to,
-            phase: panel.channels * tile,
-            channel: tile as isize,
+            phase: panel.channels * size,
+            channel: size as isize,
             output: 1,
-            step: Some(tile as isize),
+            step: Some(size as isize),
             taps: packed,
         }
     }

@@ -163,11 +163,11 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// As [`run`].
     unsafe fn pack(&self, strip: &Strip, row: usize, rows: usize) {
         let (c, o, lanes) = (self.c, self.operands, self.kernel.lanes);
-        let source = self.block.source(c, o);
+        let (source, steps) = (self.block.source(c, o), strip.shared_rows(c, rows));
         let [image, channel, line, column] = c.strides(o.dy_strides);
         // SAFETY: the caller vouches for the tensors; the plan made room.
         unsafe {
-            panel::pack(self.kernel, c, strip, (row, rows), &source, self.panel);
+            panel::pack(self.kernel, c, strip, (row, rows), &source, steps, self.panel);
             for (first, registers) in self.tiles() {
                 let to = self.tile(first, strip, rows);
                 let output = self.block.outputs.start + first * lanes;
@@ -211,7 +211,7 @@ impl<'a, T: Vector> Worker<'a, T> {
     /// As [`run`], after [`Worker::pack`].
     unsafe fn multiply(&self, strip: &Strip, rows: usize, places: &Places, onto: bool) {
         let lanes = self.kernel.lanes;
-        let channel_len = self.c.height.panel_rows(rows) * strip.line_len;
+        let channel_len = strip.shared_rows(self.c, rows).channel;
         let steps = self.steps();
         for (first, registers) in self.tiles() {
             // Where each kernel element (channel, row, column) has its first column in the panel: the
