@@ -269,6 +269,8 @@ impl<T: Vector> Scatter<'_, T> {
         let columns = 2 * run.columns - usize::from(run.ends) * (2 - self.last_phases);
         let whole = columns / (2 * lanes) * lanes;
         let rest = T::mask(simd, 0, run.columns - whole);
+        let left = columns - 2 * whole;
+        let halves = [left.min(lanes), left - left.min(lanes)].map(|n| T::first(simd, n));
         let out = self.out.wrapping_add(run.offset);
         for r in 0..self.channels {
             let bias = T::splat(simd, self.bias(r));
@@ -289,8 +291,15 @@ impl<T: Vector> Scatter<'_, T> {
                     let mut turns = [T::ZERO; 2 * MAX_LANES];
                     let (a, b) = (T::sum(simd, a, bias), T::sum(simd, b, bias));
                     T::store_in_turns::<S>(turns.as_mut_ptr(), a, b);
-                    let to = to.wrapping_add(2 * whole);
-                    to.copy_from_nonoverlapping(turns.as_ptr(), columns - 2 * whole);
+                    for (half, first) in halves.into_iter().enumerate() {
+                        let value = T::load::<S>(turns.as_ptr().add(half * lanes));
+                        T::store_first(
+                            simd,
+                            to.wrapping_add(2 * whole + half * lanes),
+                            first,
+                            value,
+                        );
+                    }
                 }
             }
         }
