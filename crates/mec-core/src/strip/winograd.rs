@@ -241,23 +241,19 @@ impl Winograd {
     /// Estimated cycles of the slowest thread.
     fn cycles(&self, c: &Correlation, threads: usize) -> f64 {
         let outputs = c.outputs.div_ceil(self.parts) as f64;
-        let registers = self.panel_registers() as f64;
         let blocks = c.channels.div_ceil(self.channels) as f64;
         let channels = c.channels as f64;
         let pieces = self.tiling.count() as f64;
         let products = self.tiling.products() as f64;
-        let task = channels * outputs * products * registers * PRODUCT
-            + channels * pieces * registers * INPUT
-            + channels * pieces * outputs * WEIGHT
-            + blocks * outputs * registers * if self.whole_images() { ADDITION } else { OUTPUT };
-        let tasks = self.tasks(c.groups);
-        // With one thread, the last panel may have less to do.
-        let rounds = if threads == 1 {
-            tasks as f64 * self.units as f64 / (self.units.next_multiple_of(self.panels)) as f64
-        } else {
-            tasks.div_ceil(threads) as f64
-        };
-        rounds * task
+        let register = channels * outputs * products * PRODUCT
+            + channels * pieces * INPUT
+            + blocks * outputs * if self.whole_images() { ADDITION } else { OUTPUT };
+        let task = channels * pieces * outputs * WEIGHT;
+        // Of a thread's panels, one after the other, the last ones may be the largest.
+        let tasks = self.tasks(c.groups).div_ceil(threads);
+        let registers = tasks / self.panels * self.all_registers()
+            + tasks % self.panels * self.panel_registers();
+        registers as f64 * register + tasks as f64 * task
     }
 
     /// Virtual channels of a block: each piece's.
@@ -319,7 +315,16 @@ impl Winograd {
 
     /// Most registers of a panel.
     fn panel_registers(&self) -> usize {
-        let units = self.units.div_ceil(self.panels);
+        self.registers_of(self.units.div_ceil(self.panels))
+    }
+
+    /// Registers of all panels.
+    fn all_registers(&self) -> usize {
+        self.registers_of(self.units)
+    }
+
+    /// Most registers of so many units.
+    fn registers_of(&self, units: usize) -> usize {
         match self.whole_images() {
             true => (units * self.tiling.image_tiles()).div_ceil(self.lanes),
             false => units * self.vectors,

@@ -19,7 +19,7 @@ pub(crate) fn for_each_worker(
     if threads.min(tasks) <= 1 {
         start();
     } else {
-        rayon::scope(|scope| {
+        rayon::in_place_scope(|scope| {
             for _ in 1..threads.min(tasks) {
                 scope.spawn(|_| start());
             }
