@@ -25,7 +25,7 @@ mod winograd;
 pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use lanes::{OutRun, Pack, Scatter};
 pub(crate) use outer::{Outer, STEPS, Stretch};
-pub(crate) use rows::{Plane, RowSums, Rows, Window};
+pub(crate) use rows::{Plane, RowSums, Rows, Staged, StagedSums, StagedTap, Window};
 pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
@@ -138,6 +138,8 @@ pub(crate) struct Kernel<T: 'static> {
     pub dot_outputs: usize,
     rows: unsafe fn(&Rows<T>),
     row_sums: unsafe fn(&RowSums<T>),
+    staged: unsafe fn(&Staged<T>),
+    staged_sums: unsafe fn(&StagedSums<T>),
     plane_sum: unsafe fn(&Plane<T>) -> T,
     transpose: unsafe fn(&Transpose<T>),
     pack: unsafe fn(&Pack<T>),
@@ -231,6 +233,8 @@ impl<T: Vector> Kernel<T> {
             dot_outputs: D,
             rows: rows::rows::<T, I>,
             row_sums: rows::row_sums::<T, I>,
+            staged: rows::staged::<T, I>,
+            staged_sums: rows::staged_sums::<T, I>,
             plane_sum: rows::plane_sum::<T, I>,
             transpose: moves.transpose,
             pack: moves.pack,
@@ -323,6 +327,26 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn row_sums(&self, sums: &RowSums<T>) {
         // SAFETY: the caller vouches for the planes, this value for the CPU.
         unsafe { (self.row_sums)(sums) }
+    }
+
+    /// Computes some outputs of a depthwise convolution from a stage.
+    ///
+    /// # Safety
+    ///
+    /// As [`rows::staged`].
+    pub unsafe fn staged(&self, staged: &Staged<T>) {
+        // SAFETY: the caller vouches for stage and outputs, this value for the CPU.
+        unsafe { (self.staged)(staged) }
+    }
+
+    /// Adds the weight gradient of some outputs of a depthwise convolution.
+    ///
+    /// # Safety
+    ///
+    /// As [`rows::staged_sums`].
+    pub unsafe fn staged_sums(&self, sums: &StagedSums<T>) {
+        // SAFETY: the caller vouches for stage and planes, this value for the CPU.
+        unsafe { (self.staged_sums)(sums) }
     }
 
     /// The sum of one plane.

@@ -1,4 +1,7 @@
-//! Depthwise convolution at stride 1: planes are independent, and no workspace is needed.
+//! Depthwise convolution: planes are independent. Those of a 3 x 3 kernel at stride 1 are read where they lie and
+//! need no workspace; `stage` takes the others.
+
+pub(crate) mod stage;
 
 use super::engine::Operands;
 use super::weight_gradient::Operands as GradientOperands;
@@ -6,16 +9,17 @@ use super::workers::for_each_worker;
 use crate::Geometry;
 use crate::kernel::{Kernel, Plane, RowSums, Rows, Vector, Window};
 
-/// Whether this path takes `g`: one channel each way for every group, at stride 1.
-pub(crate) fn applies(g: &Geometry) -> bool {
-    g.is_depthwise() && g.height.stride == 1 && g.width.stride == 1
+/// Whether planes are read where they lie.
+pub(crate) fn in_place(g: &Geometry) -> bool {
+    let axes = [&g.height, &g.width];
+    let small = axes.iter().all(|axis| axis.kernel == 3 && axis.stride == 1);
+    g.is_depthwise() && small && g.height.dilation == 1
 }
 
 /// The window of the forward pass.
 fn forward_window(g: &Geometry) -> Window {
     Window {
-        taps: [g.height.kernel, g.width.kernel],
-        step: [g.height.dilation as isize, g.width.dilation as isize],
+        step: g.width.dilation as isize,
         base: [-(g.height.pad_before as isize), -(g.width.pad_before as isize)],
     }
 }
@@ -42,8 +46,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let last = [g.height.kernel as isize - 1, g.width.kernel as isize - 1];
         first = last[0] * row + last[1] * column;
         weight_step = [-row, -column];
-        let [base, step] = [window.base, window.step];
-        window.base = [0, 1].map(|axis| -base[axis] - last[axis] * step[axis]);
+        window.base = [-window.base[0] - last[0], -window.base[1] - last[1] * window.step];
         (from, to) = (to, from);
     }
     let [_, channels, height, width] = to;
@@ -66,14 +69,15 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     });
 }
 
-/// Computes the weight gradient, and the bias gradient where it is wanted.
+/// Computes the weight gradient, and the bias gradient where it is wanted. Planes are staged if `job` says how.
 ///
 /// # Safety
 ///
-/// As [`super::weight_gradient::run`]; columns of both tensors follow each other.
+/// As [`Plain::run`](super::weight_gradient::Plain::run); columns of both tensors follow each other.
 pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
     g: &Geometry,
+    job: Option<&stage::Job>,
     operands: &GradientOperands<T>,
     threads: usize,
 ) {
@@ -81,6 +85,7 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
     let window = forward_window(g);
     let taps = g.height.kernel * g.width.kernel;
     for_each_worker(threads, g.channels_in, |channels| {
+        let memory = job.map(|(c, stage)| stage.memory::<T>(c));
         for channel in channels {
             // SAFETY: the caller vouches for the tensors; each channel is one task's.
             unsafe {
@@ -91,8 +96,13 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
                 let mut bias = T::ZERO;
                 for image in 0..g.batch {
                     let dy = input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
-                    let x = input_plane(o.x, &o.x_strides, g.input_shape(), image, channel);
-                    kernel.row_sums(&RowSums { x, dy, window, sums });
+                    if let (Some(job), Some((memory, at))) = (job, &memory) {
+                        let memory = memory.as_ptr();
+                        stage::sums(kernel, job, o, [image, channel], at, memory, sums);
+                    } else {
+                        let x = input_plane(o.x, &o.x_strides, g.input_shape(), image, channel);
+                        kernel.row_sums(&RowSums { x, dy, window, sums });
+                    }
                     if !o.db.is_null() {
                         bias = bias + kernel.plane_sum(&dy);
                     }

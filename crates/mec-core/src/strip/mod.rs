@@ -32,6 +32,7 @@ use crate::{Algorithm, Element, Error, Geometry, Pass, Settings, View, WORKSPACE
 use buffer::Fresh;
 use correlation::Correlation;
 pub use correlation::Reach;
+use depthwise::stage;
 use engine::{Job, Operands};
 use stream::Stream;
 use strips::{Strips, TileSize};
@@ -84,6 +85,8 @@ enum Method {
     Stream(Box<(Correlation, Stream)>),
     /// Planes, without workspace.
     Planes,
+    /// Planes that are staged.
+    Staged(Vec<stage::Job>),
     /// Zeros: there is nothing to sum.
     Zeros,
 }
@@ -107,31 +110,75 @@ impl Work {
         layout: Layout,
     ) -> Result<Self, Error> {
         let threads = rayon::current_num_threads();
-        let planes = Self { method: Method::Planes, threads, workspace_bytes: 0 };
-        match pass {
-            Pass::BiasGradient => Ok(planes),
-            _ if layout.columns_join && depthwise::applies(g) => Ok(planes),
+        let in_place = layout.columns_join && depthwise::in_place(g);
+        if pass == Pass::BiasGradient || in_place {
+            return Ok(Self { method: Method::Planes, threads, workspace_bytes: 0 });
+        }
+        let forward = || Correlation::forward(g, layout.rows_join, kernel.lanes);
+        let gradient =
+            |apart| Correlation::input_gradient(g, layout.rows_join, kernel.lanes, apart);
+        let general = || match pass {
             Pass::WeightGradient => {
-                let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                Self::blocks(kernel, c, settings, layout.rows_join && layout.columns_join, threads)
-            }
-            Pass::Forward => {
-                let c = Correlation::forward(g, layout.rows_join, kernel.lanes);
-                let strips =
-                    || Self::correlations(kernel, pass, &[c], || vec![c], settings, threads);
-                match Self::stream(kernel, c, settings, threads) {
-                    // A limit that is too low for strips is refused for both.
-                    Some(stream) if settings.workspace_limit.is_some() => strips().map(|_| stream),
-                    Some(stream) => Ok(stream),
-                    None => strips(),
-                }
+                let joined = layout.rows_join && layout.columns_join;
+                Self::blocks(kernel, forward(), settings, joined, threads)
             }
             Pass::InputGradient => {
-                let of =
-                    |apart| Correlation::input_gradient(g, layout.rows_join, kernel.lanes, apart);
-                Self::correlations(kernel, pass, &of(false), || of(true), settings, threads)
+                let apart = || gradient(true);
+                Self::correlations(kernel, pass, &gradient(false), apart, settings, threads)
             }
+            _ => {
+                let c = forward();
+                Self::correlations(kernel, pass, &[c], || vec![c], settings, threads)
+            }
+        };
+        let special = match pass {
+            // These forms have one way to multiply.
+            _ if fewer(settings.algorithm) == Some(true) => None,
+            Pass::InputGradient if g.is_depthwise() && layout.columns_join => {
+                Self::staged(kernel, gradient(false), pass, settings, threads)
+            }
+            _ if g.is_depthwise() && layout.columns_join => {
+                Self::staged(kernel, vec![forward()], pass, settings, threads)
+            }
+            Pass::Forward => Self::stream(kernel, forward(), settings, threads),
+            _ => None,
+        };
+        match special {
+            // A limit that is too low for the general form is refused for all.
+            Some(special) if settings.workspace_limit.is_some() => general().map(|_| special),
+            Some(special) => Ok(special),
+            None => general(),
         }
+    }
+
+    /// Plans a depthwise convolution by stages, where the limit has room for them.
+    fn staged<T: Element>(
+        kernel: &Kernel<T>,
+        correlations: Vec<Correlation>,
+        pass: Pass,
+        settings: &Settings,
+        threads: usize,
+    ) -> Option<Self> {
+        let mut planes = correlations.first().map_or(0, |c| c.batch * c.groups);
+        if pass == Pass::WeightGradient {
+            if planes == 0 || correlations.iter().any(|c| c.channels == 0) {
+                return None;
+            }
+            planes /= correlations[0].batch;
+        }
+        // The list of jobs, while it is made from the list of correlations.
+        let shared = correlations.len() * (size_of::<stage::Job>() + size_of::<Correlation>());
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
+        let room = limit.min(WORKSPACE_PER_THREAD - RESERVED);
+        let staged = |c| Some((c, stage::Stage::new(&c, kernel, room)?));
+        let jobs: Vec<_> = correlations.into_iter().map(staged).collect::<Option<_>>()?;
+        let worker = stage::worker_bytes::<T>(&jobs);
+        if worker > room {
+            return None;
+        }
+        let threads = threads.min(planes).min(limit / worker.max(1)).max(1);
+        let workspace_bytes = shared + threads * worker;
+        Some(Self { method: Method::Staged(jobs), threads, workspace_bytes })
     }
 
     /// Plans streams of output, where they are sooner and within the limit.
@@ -141,9 +188,6 @@ impl Work {
         settings: &Settings,
         threads: usize,
     ) -> Option<Self> {
-        if fewer(settings.algorithm) == Some(true) {
-            return None;
-        }
         let shared = size_of::<(Correlation, Stream)>();
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
         let each = limit.min(WORKSPACE_PER_THREAD - RESERVED - shared);
@@ -253,7 +297,7 @@ impl Work {
         let fewer = match &self.method {
             Method::Correlations(fewer, _) => fewer.is_some(),
             Method::Blocks(plan) => plan.1.is_some(),
-            Method::Stream(_) | Method::Planes | Method::Zeros => false,
+            Method::Stream(_) | Method::Planes | Method::Staged(_) | Method::Zeros => false,
         };
         if fewer { Algorithm::Winograd } else { Algorithm::Strip }
     }
@@ -268,7 +312,7 @@ impl Work {
                 vec![fewer.map_or_else(|| plain.piece(c), |fewer| fewer.piece(c))]
             }
             Method::Stream(plan) => vec![plan.1.piece(&plan.0)],
-            Method::Planes | Method::Zeros => Vec::new(),
+            Method::Planes | Method::Staged(_) | Method::Zeros => Vec::new(),
         }
     }
 }
@@ -361,6 +405,9 @@ unsafe fn correlate<T: Element>(
                 }
             }
             Method::Stream(plan) => plan.1.run(kernel, &plan.0, &operands, work.threads),
+            Method::Staged(jobs) => {
+                stage::run(kernel, jobs, &operands, work.threads);
+            }
             _ => depthwise::run(kernel, g, gradient, &operands, work.threads),
         }
         y.finish()
@@ -407,7 +454,13 @@ pub(crate) fn weight_gradient<T: Element>(
                     plain.run(kernel, c, &operands, work.threads);
                 }
             }
-            _ => depthwise::weight_gradient(kernel, g, &operands, work.threads),
+            method => {
+                let job = match method {
+                    Method::Staged(jobs) => jobs.first(),
+                    _ => None,
+                };
+                depthwise::weight_gradient(kernel, g, job, &operands, work.threads);
+            }
         }
         Ok((dw.finish(), bias.then(|| db.finish())))
     }

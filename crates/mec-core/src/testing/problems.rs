@@ -142,6 +142,18 @@ fn groups() -> Vec<Problem> {
             .dilate(1, 7)
             .pad((0, 1), (9, 3)),
         problem("depthwise, wide rows", [1, 3, 4, 150], [3, 1, 3, 3]).groups(3).same(1),
+        problem("depthwise, stride 5 and 2, 6x5", [2, 3, 23, 18], [3, 1, 6, 5])
+            .groups(3)
+            .stride(5, 2)
+            .pad((2, 3), (1, 0)),
+        problem("depthwise, stride 2, pieces of rows", [1, 2, 5, 4300], [2, 1, 3, 3])
+            .groups(2)
+            .same(1)
+            .stride(2, 2),
+        problem("depthwise, stride 2, several bands", [2, 2, 65, 140], [2, 1, 3, 3])
+            .groups(2)
+            .same(1)
+            .stride(2, 2),
         problem("depthwise, channel multiplier 2", [2, 5, 8, 8], [10, 1, 3, 3]).groups(5).same(1),
         problem("depthwise, channel multiplier 3", [1, 4, 9, 8], [12, 1, 3, 3])
             .groups(4)

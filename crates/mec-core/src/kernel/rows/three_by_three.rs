@@ -75,7 +75,7 @@ impl<T: Vector> Tiles<T> {
                     unsafe {
                         if inside {
                             let first = from.wrapping_add(x);
-                            let met = Met { first, row: self.x.row, column: step[1] };
+                            let met = Met { first, row: self.x.row, column: step };
                             visitor.tile::<PAIR>(simd, [y, x], whole, met);
                         } else {
                             self.staged(simd, visitor, y..(y + PAIR).min(rows.end), x);
@@ -94,7 +94,7 @@ impl<T: Vector> Tiles<T> {
 
     /// The columns whose registers are whole and meet the input's rows inside.
     fn inner(&self, lanes: usize) -> Range<usize> {
-        let (base, step) = (self.window.base[1], self.window.step[1]);
+        let (base, step) = (self.window.base[1], self.window.step);
         let ends = [base, base + 2 * step];
         let first = ends[0].min(ends[1]).min(0).unsigned_abs().next_multiple_of(lanes);
         let end = self.x.width as isize - ends[0].max(ends[1]);
@@ -120,7 +120,7 @@ impl<T: Vector> Tiles<T> {
         let Window { base, step, .. } = self.window;
         let count = (self.size[1] - x).min(lanes);
         let columns = T::first(simd, count);
-        let column = |m: isize| x as isize + base[1] + m * step[1];
+        let column = |m: isize| x as isize + base[1] + m * step;
         // Lanes without an output must not bring in what is not finite.
         let mask = |m| self.x.mask(simd, column(m), count);
         let masks = [mask(0), mask(1), mask(2)];
