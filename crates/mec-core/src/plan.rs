@@ -172,7 +172,10 @@ mod tests {
     #[test]
     fn pointwise_layers_forget_their_rows() {
         let odd = plan([4, 16, 15, 15], [32, 16, 1, 1], 1, Pass::Forward);
-        assert_eq!(odd.pieces[0].output, [1, 15 * 15]);
+        let positions = odd.pieces.iter().map(|piece| piece.output[0] * piece.output[1]);
+        assert_eq!(positions.sum::<usize>(), 15 * 15, "{odd:?}");
+        let rows = plan([4, 16, 15, 15], [32, 16, 1, 1], 1, Pass::InputGradient);
+        assert_eq!(rows.pieces[0].output, [1, 15 * 15]);
         let even = plan([4, 16, 48, 48], [32, 16, 1, 1], 1, Pass::Forward).pieces[0];
         assert_eq!(even.output[0] * even.output[1], 48 * 48);
         assert!(even.output[1] < 49 && even.planes == 1, "{even:?}");

@@ -325,6 +325,26 @@ impl Correlation {
         self
     }
 
+    /// The same in two parts where rows that have been joined are one row that is no whole number of `lanes`: rows
+    /// of so many, and what is left. Weights then serve one row after the other from the first-level cache: 1 x 1
+    /// from 256 to 1024 channels on 8 images of 14 x 14 took 1.16 times as long without. The input gradient, which
+    /// would pack the weights anew, took 1.2 times as long with it on 7 x 7 (Zen 3).
+    pub fn in_rows(self, lanes: usize) -> Vec<Self> {
+        let positions = self.width.input;
+        let whole = positions / lanes * lanes;
+        let one = self.joined_row == Some(positions) && self.height.output == 1;
+        if !one || whole == 0 || whole == positions {
+            return vec![self];
+        }
+        let (mut rows, mut rest) = (self, self);
+        rows.joined_row = Some(lanes);
+        (rows.width.input, rows.width.output) = (lanes, lanes);
+        (rows.height.input, rows.height.output) = (whole / lanes, whole / lanes);
+        rest.width.output = positions - whole;
+        (rest.width.base, rest.width.out_base) = (whole as isize, whole);
+        vec![rows, rest]
+    }
+
     /// Most kernel elements that take part in one output, of one channel.
     pub fn taps(&self) -> usize {
         self.height.taps * self.width.taps

@@ -128,7 +128,8 @@ impl Work {
             }
             _ => {
                 let c = forward();
-                Self::correlations(kernel, pass, &[c], || vec![c], settings, threads)
+                let rows = c.in_rows(kernel.vectors * kernel.lanes);
+                Self::correlations(kernel, pass, &rows, || vec![c], settings, threads)
             }
         };
         let special = match pass {

@@ -29,6 +29,8 @@ fn shapes() -> Vec<Problem> {
             .dilate(2, 1),
         problem("1x1", [2, 5, 6, 7], [9, 5, 1, 1]),
         problem("1x1, rows of whole registers", [2, 5, 12, 20], [9, 5, 1, 1]),
+        problem("1x1, rows and a rest", [3, 6, 14, 14], [7, 6, 1, 1]),
+        problem("1x1, groups, rows and a rest", [2, 6, 11, 9], [8, 3, 1, 1]).groups(2),
         problem("1x1, rows of one register", [1, 3, 10, 8], [4, 3, 1, 1]),
         problem("1x1, groups, rows of whole registers", [2, 6, 8, 12], [8, 3, 1, 1]).groups(2),
         problem("1x1, strided", [2, 5, 7, 8], [9, 5, 1, 1]).stride(2, 3),
