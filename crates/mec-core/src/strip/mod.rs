@@ -8,7 +8,7 @@
 //! - `winograd`: all three passes with fewer multiplications, where that is sooner;
 //! - `stream`: the forward pass of few input channels; `positions`: its panels, and those of the weight
 //!   gradient there;
-//! - `depthwise`, `bias_gradient`: what needs no panel;
+//! - `depthwise`: plane by plane, read where they lie or by `depthwise/stage`; `bias_gradient`;
 //! - `buffer`: memory; `workers`: threads.
 //!
 //! This file plans a pass and runs the plan.
