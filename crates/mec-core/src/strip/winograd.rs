@@ -230,7 +230,8 @@ impl Winograd {
             for parts in (1..=tiles.min(2 * threads)).step_by(threads.div_ceil(8)) {
                 (self.panels, self.parts) = (panels, parts);
                 let cycles = self.cycles(c, threads);
-                if cycles < best.0 * 0.99 {
+                // It must be clearly better: panels transform the weights anew, parts the input.
+                if cycles < best.0 * if parts > 1 { 0.97 } else { 0.99 } {
                     best = (cycles, *self);
                 }
             }
@@ -249,8 +250,13 @@ impl Winograd {
             + channels * pieces * INPUT
             + blocks * outputs * if self.whole_images() { ADDITION } else { OUTPUT };
         let task = channels * pieces * outputs * WEIGHT;
-        // Of a thread's panels, one after the other, the last ones may be the largest.
         let tasks = self.tasks(c.groups).div_ceil(threads);
+        if threads == 1 {
+            // The last panel may have less to do.
+            let even = self.units as f64 / self.units.next_multiple_of(self.panels) as f64;
+            return (self.panel_registers() as f64 * register + task) * tasks as f64 * even;
+        }
+        // Of a thread's panels, one after the other, the last ones may be the largest.
         let registers = tasks / self.panels * self.all_registers()
             + tasks % self.panels * self.panel_registers();
         registers as f64 * register + tasks as f64 * task
