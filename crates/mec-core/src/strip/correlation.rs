@@ -264,6 +264,14 @@ impl Correlation {
         self.height.taps * self.phases().iter().map(|p| p.taps).sum::<usize>()
     }
 
+    /// Elements from a channel's first weight to that of tap (`y`, `x`) of a phase, in a kernel whose rows and
+    /// columns are `steps` apart.
+    pub fn weight(&self, phase: &Phase, [y, x]: [usize; 2], steps: [isize; 2]) -> isize {
+        let row = self.height.weight_first as isize + y as isize * self.height.weight_step;
+        let column = phase.weight_first as isize + x as isize * self.width.weight_step;
+        row * steps[0] + column * steps[1]
+    }
+
     /// The paper's lowering, a plane for each tap, or the one that copies nothing twice.
     pub fn lowering(&self, folded: bool) -> Lowering {
         let w = &self.width;

@@ -233,9 +233,7 @@ fn find_taps<T: Vector>(
     for phase in c.phases() {
         for y in 0..c.height.taps {
             for x in 0..phase.taps {
-                let kernel_y = c.height.weight_first as isize + y as isize * c.height.weight_step;
-                let kernel_x = phase.weight_first as isize + x as isize * c.width.weight_step;
-                weights.push(kernel_y * row + kernel_x * column);
+                weights.push(c.weight(phase, [y, x], [row, column]));
                 taps.push(StagedTap { at: stage.tap(c, phase, y, x), weight: T::ZERO });
             }
         }
@@ -300,7 +298,8 @@ unsafe fn outputs<T: Vector>(
                     });
                 }
             }
-            for i in 0..if is_direct(c) { 0 } else { alike } {
+            // What is not at its place yet is brought there.
+            for i in (0..alike).filter(|_| !is_direct(c)) {
                 // SAFETY: as above.
                 unsafe {
                     kernel.scatter(&Scatter {

@@ -62,12 +62,9 @@ impl<T: Vector> Worker<'_, T> {
         for phase in c.phases() {
             for y in 0..c.height.taps {
                 for x in 0..phase.taps {
-                    let kernel_y =
-                        c.height.weight_first as isize + y as isize * c.height.weight_step;
-                    let kernel_x = phase.weight_first as isize + x as isize * c.width.weight_step;
                     self.taps.push(Tap {
                         panel: strip.tap(c, phase, y, x),
-                        weight: kernel_y * row + kernel_x * column,
+                        weight: c.weight(phase, [y, x], [row, column]),
                     });
                 }
             }
