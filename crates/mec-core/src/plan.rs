@@ -172,8 +172,10 @@ mod tests {
     #[test]
     fn pointwise_layers_forget_their_rows() {
         let odd = plan([4, 16, 15, 15], [32, 16, 1, 1], 1, Pass::Forward);
-        let positions = odd.pieces.iter().map(|piece| piece.output[0] * piece.output[1]);
-        assert_eq!(positions.sum::<usize>(), 15 * 15, "{odd:?}");
+        let [rows, rest] = odd.pieces[..] else { panic!("rows and a rest: {odd:?}") };
+        let [height, width] = rows.output;
+        assert_eq!([height, width], [15 * 15 / width, width], "{odd:?}");
+        assert_eq!(rest.output, [1, 15 * 15 % width], "{odd:?}");
         let rows = plan([4, 16, 15, 15], [32, 16, 1, 1], 1, Pass::InputGradient);
         assert_eq!(rows.pieces[0].output, [1, 15 * 15]);
         let even = plan([4, 16, 48, 48], [32, 16, 1, 1], 1, Pass::Forward).pieces[0];

@@ -9,11 +9,10 @@ use super::workers::for_each_worker;
 use crate::Geometry;
 use crate::kernel::{Kernel, Plane, RowSums, Rows, Vector, Window};
 
-/// Whether planes are read where they lie.
+/// Whether the planes of a depthwise convolution are read where they lie.
 pub(crate) fn in_place(g: &Geometry) -> bool {
     let axes = [&g.height, &g.width];
-    let small = axes.iter().all(|axis| axis.kernel == 3 && axis.stride == 1);
-    g.is_depthwise() && small && g.height.dilation == 1
+    axes.iter().all(|axis| axis.kernel == 3 && axis.stride == 1) && g.height.dilation == 1
 }
 
 /// The window of the forward pass.

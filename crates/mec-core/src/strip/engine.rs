@@ -269,10 +269,10 @@ impl<T: Vector> Worker<'_, T> {
         let common = task.common_rows.saturating_sub(panel.row + row);
         // The same taps take part in each, and the sums of all have room beside each other.
         let same_taps = !task.c.transposed || task.c.height.is_pointwise();
-        let most = match () {
-            () if !same_taps => 1,
-            () if task.stream => panel.rows,
-            () => AT_ONCE / task.c.phases().len(),
+        let most = match (same_taps, task.stream) {
+            (false, _) => 1,
+            (true, true) => panel.rows,
+            (true, false) => AT_ONCE / task.c.phases().len(),
         };
         most.min(common).min(panel.rows - row).max(1)
     }

@@ -45,6 +45,12 @@ const RESERVED: usize = 16 << 10;
 /// the third-level cache then, cv1 (345 KiB, transformed) takes 0.82 and cv8 (576 KiB) 0.93 of the time.
 const KEPT: usize = 600 << 10;
 
+/// Whether `bytes` of weights are kept: those of `whole` sums, which a thread's next panel meets again, not of a block
+/// of channels.
+fn keeps(bytes: usize, whole: bool, panels: usize, threads: usize) -> bool {
+    whole && panels > threads && bytes <= KEPT
+}
+
 /// What a plan needs to know of how tensors lie.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -110,8 +116,8 @@ impl Work {
         layout: Layout,
     ) -> Result<Self, Error> {
         let threads = rayon::current_num_threads();
-        let in_place = layout.columns_join && depthwise::in_place(g);
-        if pass == Pass::BiasGradient || in_place {
+        let planes = g.is_depthwise() && layout.columns_join;
+        if pass == Pass::BiasGradient || planes && depthwise::in_place(g) {
             return Ok(Self { method: Method::Planes, threads, workspace_bytes: 0 });
         }
         let forward = || Correlation::forward(g, layout.rows_join, kernel.lanes);
@@ -135,12 +141,10 @@ impl Work {
         let special = match pass {
             // These forms have one way to multiply.
             _ if fewer(settings.algorithm) == Some(true) => None,
-            Pass::InputGradient if g.is_depthwise() && layout.columns_join => {
+            Pass::InputGradient if planes => {
                 Self::staged(kernel, gradient(false), pass, settings, threads)
             }
-            _ if g.is_depthwise() && layout.columns_join => {
-                Self::staged(kernel, vec![forward()], pass, settings, threads)
-            }
+            _ if planes => Self::staged(kernel, vec![forward()], pass, settings, threads),
             Pass::Forward => Self::stream(kernel, forward(), settings, threads),
             _ => None,
         };
@@ -455,13 +459,10 @@ pub(crate) fn weight_gradient<T: Element>(
                     plain.run(kernel, c, &operands, work.threads);
                 }
             }
-            method => {
-                let job = match method {
-                    Method::Staged(jobs) => jobs.first(),
-                    _ => None,
-                };
-                depthwise::weight_gradient(kernel, g, job, &operands, work.threads);
+            Method::Staged(jobs) => {
+                depthwise::weight_gradient(kernel, g, jobs.first(), &operands, work.threads);
             }
+            _ => depthwise::weight_gradient(kernel, g, None, &operands, work.threads),
         }
         Ok((dw.finish(), bias.then(|| db.finish())))
     }

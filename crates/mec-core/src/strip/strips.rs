@@ -9,8 +9,8 @@
 //! What decides the order in which a sum is taken (the channel block) depends on the problem and on
 //! the byte limit alone, never on the number of threads.
 
-use super::KEPT;
 use super::correlation::{Correlation, Lowering};
+use super::keeps;
 use crate::plan::Piece;
 use std::ops::Range;
 
@@ -147,10 +147,9 @@ impl Strips {
         // Weights that a thread's next panel meets again.
         let panels = columns.strips * columns.band_rows.div_ceil(rows);
         let all = c.outputs.div_ceil(parts).div_ceil(size.channels);
-        let keep = channels == c.channels
-            && panels > threads
-            && all * tile_weights * size.bytes <= KEPT
-            && panel_len + all * tile_weights <= room / size.bytes;
+        let weights = all * tile_weights;
+        let keep = keeps(weights * size.bytes, channels == c.channels, panels, threads)
+            && panel_len + weights <= room / size.bytes;
         let kept_tiles = match packed {
             true if keep => all,
             true => 1,

@@ -30,8 +30,8 @@ mod engine;
 mod tiling;
 mod weight_gradient;
 
-use super::KEPT;
 use super::correlation::Correlation;
+use super::keeps;
 use super::strips::TileSize;
 use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
@@ -142,8 +142,8 @@ impl Winograd {
         let all = c.outputs.div_ceil(plan.parts).div_ceil(plan.outputs);
         let keeping = Self { kept: all, ..plan };
         let bytes = keeping.workspace_len() * size.bytes + list_bytes(&keeping);
-        let kept = keeping.weights_len() * size.bytes <= KEPT && bytes <= room;
-        if plan.channels == c.channels && plan.panels > threads && kept {
+        let (weights, whole) = (keeping.weights_len() * size.bytes, plan.channels == c.channels);
+        if keeps(weights, whole, plan.panels, threads) && bytes <= room {
             plan = keeping;
         }
         Some(plan)

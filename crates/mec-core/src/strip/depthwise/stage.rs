@@ -8,15 +8,15 @@
 //!       micro-kernel: all kernel elements x whole registers
 //! ```
 
-use super::super::buffer::Workspace;
-use super::super::correlation::{Correlation, Lowering, Phase};
-use super::super::engine::Operands;
-use super::super::panel::inside_columns;
-use super::super::weight_gradient::Operands as GradientOperands;
-use super::super::workers::for_each_worker;
 use crate::kernel::{
     Kernel, Onto, OutRun, Pack, Plane, Scatter, Staged, StagedSums, StagedTap, Vector,
 };
+use crate::strip::buffer::Workspace;
+use crate::strip::correlation::{Correlation, Lowering, Phase};
+use crate::strip::engine::Operands;
+use crate::strip::panel::inside_columns;
+use crate::strip::weight_gradient::Operands as GradientOperands;
+use crate::strip::workers::for_each_worker;
 use std::ops::Range;
 
 /// Bytes of a stage that stays in the first-level cache beside what it is multiplied into.
@@ -180,7 +180,7 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
 ///
 /// # Safety
 ///
-/// As [`engine::run`](super::super::engine::run), for correlations of one channel with one.
+/// As [`engine::run`](crate::strip::engine::run), for correlations of one channel with one.
 pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
     jobs: &[Job],
