@@ -64,15 +64,23 @@ unsafe fn strided<const STEP: usize>(p: &Pack<f32>) {
 /// Lanes 0, 2, 4, ... of two registers.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn even(a: __m256, b: __m256) -> __m256 {
+pub(super) fn even(a: __m256, b: __m256) -> __m256 {
     let halves = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(a, b));
+    _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(halves))
+}
+
+/// Lanes 1, 3, 5, ... of two registers.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn odd(a: __m256, b: __m256) -> __m256 {
+    let halves = _mm256_castps_pd(_mm256_shuffle_ps::<0xdd>(a, b));
     _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(halves))
 }
 
 /// The mask of the lanes `start..end`.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn between(start: usize, end: usize) -> __m256i {
+pub(super) fn between(start: usize, end: usize) -> __m256i {
     let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     let before = |at: usize| _mm256_cmpgt_epi32(_mm256_set1_epi32(at as i32), lane);
     _mm256_andnot_si256(before(start), before(end))

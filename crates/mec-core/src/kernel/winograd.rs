@@ -9,7 +9,8 @@
 //! Its constants are 0, 1, -1 and one half, so that small integers stay exact and rounding is much that
 //! of the plain sum; larger tiles save more and round worse. The interpolation points are 0, 1, -1 and
 //! infinity: a kernel of two elements is one of three whose last is zero, all of its products at infinity
-//! vanish, and what is left is `F(2, 2)`.
+//! vanish, and what is left is `F(2, 2)`. A kernel of one element is the middle one of three: its products
+//! at 0 vanish as well, and one for each output is left.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
@@ -17,15 +18,17 @@ mod forward;
 mod gradient;
 mod overlap;
 
+use forward::transform_piece;
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
-    Multiply, PackTiles, TransformInPlace, TransformOutputs, TransformWeights,
+    KernelPiece, Multiply, PackTiles, TransformInPlace, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
-pub(crate) use overlap::Overlap;
+pub(crate) use overlap::{Overlap, TransformAdditions};
 
 use super::simd::{Isa, Moves, Vector};
 use super::{FEW, MAX_VECTORS, SIZES, TileSizes};
+use std::ops::Range;
 
 /// Positions along one axis: inputs that two outputs of three kernel elements meet.
 pub(crate) const SIDE: usize = 4;
@@ -35,6 +38,35 @@ pub(crate) const OUTPUTS: usize = 2;
 
 /// Positions of a tile.
 pub(crate) const POSITIONS: usize = SIDE * SIDE;
+
+/// Elements of three that come before those of a kernel of `taps`.
+pub(crate) const fn taps_before(taps: usize) -> usize {
+    (taps == 1) as usize
+}
+
+/// Which of a kernel's `taps` elements is element `place` of three.
+#[inline(always)]
+const fn tap_at(place: usize, taps: usize) -> Option<usize> {
+    match place.checked_sub(taps_before(taps)) {
+        Some(tap) if tap < taps => Some(tap),
+        _ => None,
+    }
+}
+
+/// The positions along an axis at which a kernel of `taps` elements has products.
+pub(crate) const fn product_positions(taps: usize) -> Range<usize> {
+    taps_before(taps)..if taps == 3 { SIDE } else { SIDE - 1 }
+}
+
+/// Whether a piece of some kernel rows and columns has a product at row `i` and column `j` of positions.
+#[inline(always)]
+fn has_product([rows, columns]: [usize; 2], i: usize, j: usize) -> bool {
+    product_positions(rows).contains(&i) && product_positions(columns).contains(&j)
+}
+
+/// Where what belongs to each position begins, in elements. At positions at which a piece of the kernel has no
+/// product there is nothing.
+pub(crate) type Places = [usize; POSITIONS];
 
 /// A micro-kernel of one size.
 type MultiplyFn<T> = unsafe fn(&Multiply<T>);
@@ -53,7 +85,7 @@ pub(crate) struct Winograd<T: 'static> {
     accumulates: [unsafe fn(&Accumulate<T>); 4],
     transform_sums: unsafe fn(&TransformSums<T>) -> bool,
     transform_tiles: unsafe fn(&TransformInPlace<T>),
-    transform_additions: unsafe fn(&TransformInPlace<T>) -> bool,
+    transform_additions: unsafe fn(&TransformAdditions<T>) -> bool,
     overlap: unsafe fn(&Overlap<T>),
 }
 
@@ -208,7 +240,7 @@ impl<T: Vector> Winograd<T> {
     /// # Safety
     ///
     /// As [`overlap::transform_additions`].
-    pub unsafe fn transform_additions(&self, t: &TransformInPlace<T>) -> bool {
+    pub unsafe fn transform_additions(&self, t: &TransformAdditions<T>) -> bool {
         // SAFETY: the caller vouches for the sums, this value for the CPU.
         unsafe { (self.transform_additions)(t) }
     }

@@ -37,7 +37,8 @@ pub(crate) struct List<T, const MOST: usize = MAX_RUNS> {
 impl<T: Copy, const MOST: usize> List<T, MOST> {
     /// No items.
     pub fn new() -> Self {
-        Self { items: [MaybeUninit::uninit(); MOST], len: 0 }
+        // A constant: as a value it would be copied to each place.
+        Self { items: [const { MaybeUninit::uninit() }; MOST], len: 0 }
     }
 
     /// Adds an item, of at most `MOST`.

@@ -3,6 +3,7 @@
 //! ```text
 //! tiles     2 x 2 outputs each, numbered (image, row, column) and dealt to strips, one in a lane
 //! panel     [strip][position][piece][channel][tile]: some strips, some channels
+//! weights   [output channel][position][piece][channel]
 //! task      (group, part of the channels, panel)          in parallel
 //!   for block of input channels
 //!     pack and transform the panel                        once for all output channels of the part
@@ -69,10 +70,10 @@ pub(crate) struct Winograd {
 const PRODUCT: f64 = 0.6;
 /// The same in the plain correlation.
 const PLAIN_PRODUCT: f64 = 0.66;
-/// Packing and transforming a register of tiles, of one piece and channel.
-const INPUT: f64 = 90.0;
-/// Transforming the weights of one piece, channel and output.
-const WEIGHT: f64 = 9.0;
+/// Packing and transforming a register of tiles at one position, of one piece and channel.
+const INPUT: f64 = 5.6;
+/// Transforming the weights of one position, piece, channel and output.
+const WEIGHT: f64 = 0.56;
 /// Transforming and storing a register of tiles of one output.
 const OUTPUT: f64 = 100.0;
 /// The same of tiles of inputs.
@@ -81,8 +82,8 @@ const ADDITION: f64 = 130.0;
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);
 
-/// Plans all of `correlations`, each for at most so many bytes of panel and of workspace; `None` if for
-/// one of them the plain one is sooner.
+/// Plans all of `correlations`, each for at most so many bytes of panel and of workspace, if that is sooner than
+/// the plain correlations, or `forced`; `None` too if one of them cannot be.
 pub(crate) fn jobs(
     correlations: &[Correlation],
     size: TileSize,
@@ -91,10 +92,28 @@ pub(crate) fn jobs(
     forced: bool,
 ) -> Option<Vec<Job>> {
     let mut jobs = Vec::with_capacity(correlations.len());
+    let (mut cycles, mut plain) = (0.0, 0.0);
     for c in correlations {
-        jobs.push((*c, Winograd::new(c, size, threads, limits, forced)?));
+        let plan = Winograd::new(c, size, limits[0])?;
+        cycles += plan.cycles(c, 1);
+        plain += plain_cycles(c, size);
+        jobs.push((*c, plan));
+    }
+    if cycles > 0.95 * plain && !forced {
+        return None;
+    }
+    for (c, plan) in &mut jobs {
+        plan.divide(c, threads);
+        *plan = plan.keeping(c, size, threads, limits[1]);
     }
     Some(jobs)
+}
+
+/// Estimated cycles of the plain correlation, with one thread.
+fn plain_cycles(c: &Correlation, size: TileSize) -> f64 {
+    let positions = c.batch * c.height.output * c.width.output;
+    let products = c.groups * c.outputs * c.channels * c.all_taps();
+    products as f64 * positions.div_ceil(size.lanes) as f64 * PLAIN_PRODUCT
 }
 
 /// Bytes of the list of so many jobs, and of that of correlations from which it is made.
@@ -109,44 +128,26 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
 }
 
 impl Winograd {
-    /// Plans `c` for at most `limit` bytes of panel and what it is multiplied with, and `room` bytes of all
-    /// workspace, in each of `threads` threads, if that is sooner than the plain correlation. Neither that
-    /// nor the channel block depends on the threads.
-    ///
-    /// `forced` asks for it wherever it can be, sooner or not.
-    pub fn new(
-        c: &Correlation,
-        size: TileSize,
-        threads: usize,
-        [limit, room]: [usize; 2],
-        forced: bool,
-    ) -> Option<Self> {
+    /// Plans `c` for one thread and at most `limit` bytes of panel and what it is multiplied with.
+    fn new(c: &Correlation, size: TileSize, limit: usize) -> Option<Self> {
         let tiling = Tiling::new(c)?;
         let of_inputs = Tiling::of_inputs(c).filter(|inputs| inputs.tiles < tiling.tiles);
-        let mut best = Self::in_panels(c, tiling, size, limit);
-        if let Some(other) = of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limit))
-            && best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1))
-        {
-            best = Some(other);
+        let best = Self::in_panels(c, tiling, size, limit);
+        match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limit)) {
+            Some(other) if best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1)) => {
+                Some(other)
+            }
+            _ => best,
         }
-        let mut plan = best?;
-        let positions = c.batch * c.height.output * c.width.output;
-        let plain = (c.groups * c.outputs * c.channels * c.all_taps()) as f64
-            * positions.div_ceil(size.lanes) as f64
-            * PLAIN_PRODUCT;
-        if plan.cycles(c, 1) > 0.95 * plain && !forced {
-            return None;
-        }
-        plan.divide(c, threads);
-        // Weights that are met again.
-        let all = c.outputs.div_ceil(plan.parts).div_ceil(plan.outputs);
-        let keeping = Self { kept: all, ..plan };
+    }
+
+    /// The same that keeps weights, if they are met again and `room` bytes are enough.
+    fn keeping(self, c: &Correlation, size: TileSize, threads: usize, room: usize) -> Self {
+        let all = c.outputs.div_ceil(self.parts).div_ceil(self.outputs);
+        let keeping = Self { kept: all, ..self };
         let bytes = keeping.workspace_len() * size.bytes + list_bytes(&keeping);
-        let (weights, whole) = (keeping.weights_len() * size.bytes, plan.channels == c.channels);
-        if keeps(weights, whole, plan.panels, threads) && bytes <= room {
-            plan = keeping;
-        }
-        Some(plan)
+        let (weights, whole) = (keeping.weights_len() * size.bytes, self.channels == c.channels);
+        if keeps(weights, whole, self.panels, threads) && bytes <= room { keeping } else { self }
     }
 
     /// The panels of at most `limit` bytes that are soonest with one thread; `None` if none fits.
@@ -167,28 +168,36 @@ impl Winograd {
         };
         let mut best = (f64::INFINITY, None);
         for blocks in 1..=c.channels {
-            plan.channels = c.channels.div_ceil(blocks);
-            let held = |beside: usize| (limit / size.bytes).saturating_sub(beside);
-            let most = if plan.whole_images() {
-                let strip = plan.strip_len() + plan.strip_sums_len();
-                let strips = held(plan.weights_len() + POSITIONS * GAP) / strip;
-                strips * plan.vectors * plan.lanes / tiling.image_tiles()
-            } else {
-                held(plan.beside_len()) / plan.strip_len()
-            };
-            let most = most.min(plan.units);
-            if most > 0 {
-                plan.panels = plan.units.div_ceil(most);
-                let cycles = plan.cycles(c, 1);
-                if cycles < best.0 {
-                    best = (cycles, Some(plan));
+            let even = c.channels.div_ceil(blocks);
+            // Weights are transformed in whole registers of channels.
+            for channels in [even, even.next_multiple_of(size.lanes).min(c.channels)] {
+                plan.channels = channels;
+                let most = plan.most_units(size, limit).min(plan.units);
+                if most > 0 {
+                    plan.panels = plan.units.div_ceil(most);
+                    let cycles = plan.cycles(c, 1);
+                    if cycles < best.0 {
+                        best = (cycles, Some(plan));
+                    }
                 }
             }
-            if plan.channels <= size.lanes {
+            if even <= size.lanes {
                 break;
             }
         }
         best.1
+    }
+
+    /// Most units of a panel of at most `limit` bytes, with what it is multiplied with.
+    fn most_units(&self, size: TileSize, limit: usize) -> usize {
+        let held = |beside: usize| (limit / size.bytes).saturating_sub(beside);
+        if self.whole_images() {
+            let strip = self.strip_len() + self.strip_sums_len();
+            let strips = held(self.weights_len() + POSITIONS * GAP) / strip;
+            strips * self.vectors * self.lanes / self.tiling.image_tiles()
+        } else {
+            held(self.beside_len()) / self.strip_len()
+        }
     }
 
     /// Whether tiles are of inputs, and panels of whole images.
@@ -244,12 +253,13 @@ impl Winograd {
         let outputs = c.outputs.div_ceil(self.parts) as f64;
         let blocks = c.channels.div_ceil(self.channels) as f64;
         let channels = c.channels as f64;
-        let pieces = self.tiling.count() as f64;
-        let products = self.tiling.products() as f64;
+        let products = self.tiling.products as f64;
         let register = channels * outputs * products * PRODUCT
-            + channels * pieces * INPUT
+            + channels * products * INPUT
             + blocks * outputs * if self.whole_images() { ADDITION } else { OUTPUT };
-        let task = channels * pieces * outputs * WEIGHT;
+        let whole = c.channels / self.channels * self.channels.next_multiple_of(self.lanes)
+            + (c.channels % self.channels).next_multiple_of(self.lanes);
+        let task = whole as f64 * products * outputs * WEIGHT;
         let tasks = self.tasks(c.groups).div_ceil(threads);
         if threads == 1 {
             // The last panel may have less to do.
@@ -262,30 +272,20 @@ impl Winograd {
         registers as f64 * register + tasks as f64 * task
     }
 
-    /// Virtual channels of a block: each piece's.
-    fn depth(&self) -> usize {
-        self.tiling.count() * self.channels
-    }
-
-    /// Elements from a position of a strip to the next, in a strip of `width` tiles.
-    fn position(&self, width: usize) -> usize {
-        self.depth() * width + GAP
-    }
-
     /// Elements of a strip of a panel.
     fn strip_len(&self) -> usize {
-        POSITIONS * self.position(self.vectors * self.lanes)
+        self.tiling.places_len(self.channels * self.vectors * self.lanes, GAP)
     }
 
     /// Elements from an output's transformed weights to the next's.
     fn weights_pitch(&self) -> usize {
         // Whole registers are written.
-        self.depth() + self.lanes
+        self.tiling.places_len(self.channels, self.lanes)
     }
 
     /// Elements of the transformed weights of a tile of output channels.
     fn tile_weights_len(&self) -> usize {
-        POSITIONS * self.outputs * self.weights_pitch()
+        self.outputs * self.weights_pitch()
     }
 
     /// Elements of the transformed weights that are kept.
@@ -379,7 +379,7 @@ mod tests {
             even_tiles: false,
             packed_rows: usize::MAX,
         };
-        Winograd::new(&c, size, 2, [384 << 10, 1000 << 10], false)
+        Some(jobs(&[c], size, 2, [384 << 10, 1000 << 10], false)?[0].1)
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! What AVX2 does by its own instructions for Winograd's filtering: inputs are packed and transformed in
 //! one pass, and weights come into the lanes by transposing.
 
-use super::{PackTiles, SIDE, TransformWeights, transform_weights as plain_weights};
-use crate::kernel::avx2::quads;
+use super::{
+    KernelPiece, PackTiles, SIDE, TransformWeights, product_positions, taps_before, transform_piece,
+};
+use crate::kernel::avx2::{between, even, odd, quads};
 use crate::kernel::lanes::AHEAD;
-use crate::kernel::simd::{Avx2, copy_pieces};
+use crate::kernel::simd::Avx2;
 use crate::kernel::tile::prefetch;
 use std::arch::x86_64::*;
+use std::hint::black_box;
+use std::iter;
+use std::ops::Range;
 
 /// Lanes of a register.
 const LANES: usize = 8;
-
-/// Groups of four columns that 8 tiles read: their first columns, in the order of [`deal`].
-const QUADS: [usize; 8] = [0, 8, 4, 12, 2, 10, 6, 14];
 
 /// Packs and transforms the tiles of one run, for all channels.
 ///
@@ -26,20 +28,26 @@ pub(crate) unsafe fn pack_tiles(p: &PackTiles<f32>) {
         match p.from_column {
             1 => by_registers::<Next>(p),
             2 => by_registers::<Second>(p),
+            4 => by_registers::<Fourth>(p),
             _ => by_registers::<Apart>(p),
         }
     }
 }
 
-/// How four neighbouring columns of positions are read.
-trait Quad {
-    /// Reads the columns at `from`, `from + step`, ...; without `whole` only those that `inside` names by
-    /// its bits, and zeros in place of the others.
+/// How the columns of positions of 8 tiles are read.
+trait Columns {
+    /// Which of them are inside the input.
+    type Inside: Copy;
+
+    /// Those of `columns`, counted from the first tile's first one.
+    fn inside(columns: Range<isize>) -> Self::Inside;
+
+    /// The four columns of each tile, the first tile's from `from` on; what is not inside counts as zero.
     ///
     /// # Safety
     ///
-    /// Those columns can be read; the CPU has AVX2 and FMA.
-    unsafe fn read(from: *const f32, step: isize, whole: bool, inside: u8) -> __m128;
+    /// What is inside can be read, and what lies between; the CPU has AVX2 and FMA.
+    unsafe fn read(from: *const f32, step: isize, inside: &Self::Inside) -> [__m256; SIDE];
 }
 
 /// Columns beside each other.
@@ -48,87 +56,184 @@ struct Next;
 /// Every second column.
 struct Second;
 
+/// Every fourth column.
+struct Fourth;
+
 /// Columns at any distance.
 struct Apart;
 
-impl Quad for Next {
-    #[inline(always)]
-    unsafe fn read(from: *const f32, _: isize, whole: bool, inside: u8) -> __m128 {
-        // SAFETY: the caller vouches for the columns.
-        unsafe { if whole { _mm_loadu_ps(from) } else { _mm_maskload_ps(from, bits(inside)) } }
-    }
-}
+/// Columns that 8 tiles meet.
+const COLUMNS: usize = 2 * (LANES - 1) + SIDE;
 
-impl Quad for Second {
+impl Columns for Next {
+    type Inside = [__m256i; 4];
+
     #[inline(always)]
-    unsafe fn read(from: *const f32, _: isize, whole: bool, inside: u8) -> __m128 {
-        // SAFETY: the caller vouches for the columns; elements 0 to 3 and 3 to 6 lie between them.
+    fn inside(columns: Range<isize>) -> Self::Inside {
+        masks([0, 8, 2, 10], &columns)
+    }
+
+    #[inline(always)]
+    unsafe fn read(from: *const f32, _: isize, inside: &Self::Inside) -> [__m256; SIDE] {
+        // SAFETY: the caller vouches for the columns inside and the CPU.
         unsafe {
-            let (low, high) = if whole {
-                (_mm_loadu_ps(from), _mm_loadu_ps(from.wrapping_add(3)))
-            } else {
-                let inside = [1, 2, 4, 8].map(|bit| inside & bit != 0);
-                let [a, b, c, d] = inside.map(u8::from);
-                (
-                    _mm_maskload_ps(from, bits(a | b << 2)),
-                    _mm_maskload_ps(from.wrapping_add(3), bits(c << 1 | d << 3)),
-                )
-            };
-            _mm_shuffle_ps::<0xd8>(low, high)
+            let a = _mm256_maskload_ps(from, inside[0]);
+            let b = _mm256_maskload_ps(from.wrapping_add(8), inside[1]);
+            let c = _mm256_maskload_ps(from.wrapping_add(2), inside[2]);
+            let d = _mm256_maskload_ps(from.wrapping_add(10), inside[3]);
+            [even(a, b), odd(a, b), even(c, d), odd(c, d)]
         }
     }
 }
 
-impl Quad for Apart {
+impl Columns for Second {
+    type Inside = [__m256i; 8];
+
     #[inline(always)]
-    unsafe fn read(from: *const f32, step: isize, whole: bool, inside: u8) -> __m128 {
-        let one = |at: usize| {
-            if whole || inside & 1 << at != 0 {
-                // SAFETY: the caller vouches for the columns.
-                unsafe { *from.wrapping_offset(at as isize * step) }
-            } else {
-                0.0
-            }
-        };
-        // SAFETY: the caller vouches for the CPU.
-        unsafe { _mm_setr_ps(one(0), one(1), one(2), one(3)) }
+    fn inside(columns: Range<isize>) -> Self::Inside {
+        // None is read behind the last one.
+        masks([0, 8, 16, 24, 4, 12, 20, 28], &(2 * columns.start..2 * columns.end - 1))
+    }
+
+    #[inline(always)]
+    unsafe fn read(from: *const f32, _: isize, inside: &Self::Inside) -> [__m256; SIDE] {
+        // SAFETY: the caller vouches for the columns inside and the CPU.
+        unsafe {
+            let [a, b] = second(from, &[inside[0], inside[1], inside[2], inside[3]]);
+            let [c, d] =
+                second(from.wrapping_add(4), &[inside[4], inside[5], inside[6], inside[7]]);
+            [a, b, c, d]
+        }
     }
 }
 
-/// The mask of the lanes that `inside` names by its bits.
+impl Columns for Fourth {
+    type Inside = [__m256i; LANES + 1];
+
+    #[inline(always)]
+    fn inside(columns: Range<isize>) -> Self::Inside {
+        let first = std::array::from_fn(|tile| 8 * tile as isize);
+        masks(first, &(4 * columns.start..4 * columns.end - 3))
+    }
+
+    #[inline(always)]
+    unsafe fn read(from: *const f32, _: isize, inside: &Self::Inside) -> [__m256; SIDE] {
+        // SAFETY: the caller vouches for the columns inside and the CPU.
+        unsafe {
+            // Lanes 0 and 4: a tile's first two columns, which are the last two of the tile before.
+            let mut tiles = [_mm256_setzero_ps(); LANES + 1];
+            for n in 0..=LANES {
+                tiles[n] = _mm256_maskload_ps(from.wrapping_add(8 * n), inside[n]);
+            }
+            let [t, u, v, w, x, y, z, a, b] = tiles;
+            let [c, d] = halves([t, u, v, w], [x, y, z, a]);
+            let [e, f] = halves([u, v, w, x], [y, z, a, b]);
+            [c, d, e, f]
+        }
+    }
+}
+
+/// Lane 0 of each register, and lane 4.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn bits(inside: u8) -> __m128i {
-    let bit = _mm_setr_epi32(1, 2, 4, 8);
-    _mm_cmpeq_epi32(_mm_and_si128(_mm_set1_epi32(i32::from(inside)), bit), bit)
+fn halves(low: [__m256; 4], high: [__m256; 4]) -> [__m256; 2] {
+    let four = |[a, b, c, d]: [__m256; 4]| {
+        let (a, b) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+        _mm256_shuffle_ps::<0x44>(a, b)
+    };
+    let (a, b) = (four(low), four(high));
+    [_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)]
+}
+
+impl Columns for Apart {
+    /// A bit for each column.
+    type Inside = u32;
+
+    #[inline(always)]
+    fn inside(columns: Range<isize>) -> u32 {
+        let bit = |column: usize| u32::from(columns.contains(&(column as isize))) << column;
+        (0..COLUMNS).map(bit).sum()
+    }
+
+    #[inline(always)]
+    unsafe fn read(from: *const f32, step: isize, inside: &u32) -> [__m256; SIDE] {
+        let one = |column: usize| match inside & 1 << column {
+            0 => 0.0,
+            // SAFETY: the caller vouches for the columns inside.
+            _ => unsafe { *from.wrapping_offset(column as isize * step) },
+        };
+        let column = |j: usize| {
+            let tile = |n: usize| one(2 * n + j);
+            // SAFETY: the caller vouches for the CPU.
+            unsafe {
+                _mm256_setr_ps(
+                    tile(0),
+                    tile(1),
+                    tile(2),
+                    tile(3),
+                    tile(4),
+                    tile(5),
+                    tile(6),
+                    tile(7),
+                )
+            }
+        };
+        [column(0), column(1), column(2), column(3)]
+    }
+}
+
+/// Of elements from `from` on, numbers 0, 4, 8, ... and numbers 2, 6, 10, ...
+///
+/// # Safety
+///
+/// What is `inside` can be read; the CPU has AVX2 and FMA.
+#[inline(always)]
+unsafe fn second(from: *const f32, inside: &[__m256i; 4]) -> [__m256; 2] {
+    // SAFETY: the caller vouches for the elements and the CPU.
+    unsafe {
+        let a = _mm256_maskload_ps(from, inside[0]);
+        let b = _mm256_maskload_ps(from.wrapping_add(8), inside[1]);
+        let c = _mm256_maskload_ps(from.wrapping_add(16), inside[2]);
+        let d = _mm256_maskload_ps(from.wrapping_add(24), inside[3]);
+        let (low, high) = (_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0x88>(c, d));
+        // They come in the order 0, 2, 4, 6, 1, 3, 5, 7.
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        [
+            _mm256_permutevar8x32_ps(_mm256_shuffle_ps::<0x88>(low, high), order),
+            _mm256_permutevar8x32_ps(_mm256_shuffle_ps::<0xdd>(low, high), order),
+        ]
+    }
+}
+
+/// The masks of registers that begin at the elements `first`: their lanes in `inside`.
+#[inline(always)]
+fn masks<const N: usize>(first: [isize; N], inside: &Range<isize>) -> [__m256i; N] {
+    first.map(|first| {
+        let lane = |at: isize| (at - first).clamp(0, LANES as isize) as usize;
+        // SAFETY: registers are masked where the CPU has AVX2.
+        unsafe { between(lane(inside.start), lane(inside.end)) }
+    })
 }
 
 /// # Safety
 ///
-/// As [`pack_tiles`], for columns that lie as `Q` reads them.
+/// As [`pack_tiles`], for columns that lie as `C` reads them.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn by_registers<Q: Quad>(p: &PackTiles<f32>) {
+unsafe fn by_registers<C: Columns>(p: &PackTiles<f32>) {
     let mut done = 0;
     while done < p.tiles {
         // Lanes behind the run's are written again by the next, those before it are left as they are. The
         // register lies within the strip, if need be with its first lanes before the run's.
         let lane = p.lane + done;
         let start = lane.min(p.width - LANES);
-        let own = lane - start..(lane - start + p.tiles - done).min(LANES);
         let first = 2 * (start as isize - p.lane as isize);
-        let inside = QUADS.map(|quad| {
-            let within = |at: isize| p.columns.start as isize <= at && at < p.columns.end as isize;
-            let bit = |k: usize| u8::from(within(first + (quad + k) as isize)) << k;
-            bit(0) | bit(1) | bit(2) | bit(3)
-        });
-        let whole = inside.iter().all(|&bits| bits == 15) && p.rows == (0..SIDE);
+        let column = |column: usize| column as isize - first;
+        let inside = C::inside(column(p.columns.start)..column(p.columns.end));
         // SAFETY: the caller vouches for the run; the columns read are those inside.
         unsafe {
-            match (whole, own.start == 0) {
-                (true, true) => register::<Q, true, true>(p, start, first, inside, own),
-                (true, false) => register::<Q, true, false>(p, start, first, inside, own),
-                (false, true) => register::<Q, false, true>(p, start, first, inside, own),
-                (false, false) => register::<Q, false, false>(p, start, first, inside, own),
+            match lane - start {
+                0 => register::<C, true>(p, start, first, inside, 0),
+                before => register::<C, false>(p, start, first, inside, before),
             }
         }
         done = start + LANES - p.lane;
@@ -140,77 +245,63 @@ unsafe fn by_registers<Q: Quad>(p: &PackTiles<f32>) {
 ///
 /// # Safety
 ///
-/// As [`by_registers`]; without `WHOLE` only the positions `inside` are read, without `FIRST` only the
-/// lanes `own` are written.
+/// As [`by_registers`]; only columns `inside` are read. Without `FIRST` the first `before` lanes, which must have
+/// been written, are left as they are.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn register<Q: Quad, const WHOLE: bool, const FIRST: bool>(
+unsafe fn register<C: Columns, const FIRST: bool>(
     p: &PackTiles<f32>,
     start: usize,
     first: isize,
-    inside: [u8; 8],
-    own: std::ops::Range<usize>,
+    inside: C::Inside,
+    before: usize,
 ) {
     let mut from = p.from.wrapping_offset(first * p.from_column);
     let mut to = p.to.wrapping_add(start);
+    let [rows, columns] = p.taps.map(product_positions);
+    // Seen through, a blend in memory becomes a masked store, which takes ten times as long.
+    let held = black_box(_mm256_castsi256_ps(between(0, before)));
     // What a step comes to next is too far away for the CPU to see a pattern.
     let ahead = AHEAD.div_ceil(SIDE) as isize * p.from_channel;
-    let last = 17 * p.from_column;
+    let last = (COLUMNS - 1) as isize * p.from_column;
     for _ in 0..p.channels {
         // SAFETY: the caller vouches for the positions and the lanes.
         unsafe {
             let mut d = [[_mm256_setzero_ps(); SIDE]; SIDE];
             for i in 0..SIDE {
-                if !WHOLE && !p.rows.contains(&i) {
-                    continue;
+                // Rows without a product take no part in the others.
+                if rows.contains(&i) && p.rows.contains(&i) {
+                    let row = from.wrapping_offset(i as isize * p.from_row);
+                    prefetch(row.wrapping_offset(ahead));
+                    prefetch(row.wrapping_offset(ahead + last));
+                    // By rows first: their columns are at hand.
+                    d[i] = input(C::read(row, p.from_column, &inside));
                 }
-                let row = from.wrapping_offset(i as isize * p.from_row);
-                prefetch(row.wrapping_offset(ahead));
-                prefetch(row.wrapping_offset(ahead + last));
-                let mut quads = [_mm_setzero_ps(); 8];
-                for q in 0..8 {
-                    let at = row.wrapping_offset(QUADS[q] as isize * p.from_column);
-                    quads[q] = Q::read(at, p.from_column, WHOLE, inside[q]);
-                }
-                // By rows first: their columns are at hand.
-                d[i] = input(deal(quads));
             }
             for j in 0..SIDE {
+                if !columns.contains(&j) {
+                    continue;
+                }
                 let column = input([d[0][j], d[1][j], d[2][j], d[3][j]]);
                 for i in 0..SIDE {
-                    let to = to.wrapping_add((i * SIDE + j) * p.position);
+                    if !rows.contains(&i) {
+                        continue;
+                    }
+                    let to = to.wrapping_add(p.places[i * SIDE + j]);
                     if FIRST {
                         _mm256_storeu_ps(to, column[i]);
                     } else {
-                        // What is beside may not have been written yet, so that there is nothing to blend with.
-                        let mut lanes = [0f32; LANES];
-                        _mm256_storeu_ps(lanes.as_mut_ptr(), column[i]);
-                        let from = lanes.as_ptr().add(own.start);
-                        copy_pieces::<f32, LANES>(to.wrapping_add(own.start), own.len(), from);
+                        let beside = _mm256_and_ps(held, _mm256_loadu_ps(to));
+                        _mm256_storeu_ps(
+                            to,
+                            _mm256_or_ps(beside, _mm256_andnot_ps(held, column[i])),
+                        );
                     }
                 }
             }
         }
         from = from.wrapping_offset(p.from_channel);
-        to = to.wrapping_add(p.to_channel);
+        to = to.wrapping_add(p.width);
     }
-}
-
-/// The four columns of 8 tiles, from the groups that [`QUADS`] names.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn deal(q: [__m128; 8]) -> [__m256; SIDE] {
-    let [a, b, c, d] = [
-        _mm256_set_m128(q[1], q[0]),
-        _mm256_set_m128(q[3], q[2]),
-        _mm256_set_m128(q[5], q[4]),
-        _mm256_set_m128(q[7], q[6]),
-    ];
-    [
-        _mm256_shuffle_ps::<0x88>(a, b),
-        _mm256_shuffle_ps::<0xdd>(a, b),
-        _mm256_shuffle_ps::<0x88>(c, d),
-        _mm256_shuffle_ps::<0xdd>(c, d),
-    ]
 }
 
 /// `B' d`.
@@ -220,32 +311,60 @@ fn input([a, b, c, d]: [__m256; SIDE]) -> [__m256; SIDE] {
     [_mm256_sub_ps(a, c), _mm256_add_ps(b, c), _mm256_sub_ps(c, b), _mm256_sub_ps(b, d)]
 }
 
-/// As [`plain_weights`], but that the elements of a kernel row are read together where they lie close
-/// enough, and brought into the lanes by transposing: half the time.
+/// As [`transform_piece`] of each piece, but that the elements of a kernel row are read together where they lie
+/// close enough, and brought into the lanes by transposing: half the time.
 ///
 /// # Safety
 ///
-/// As [`plain_weights`]; the CPU has AVX2 and FMA.
+/// As [`super::transform_weights`]; the CPU has AVX2 and FMA. At each position pieces follow each other, and a register
+/// that is not whole reaches into the next piece's first one, which is written later.
 #[target_feature(enable = "avx2,fma")]
 pub(crate) unsafe fn transform_weights(t: &TransformWeights<f32>) {
     // SAFETY: the same contract.
     unsafe {
-        match (t.taps, t.steps[1]) {
+        let taps = t.pieces.iter().map(|piece| piece.taps);
+        let three = t.apart == [2, 2] && taps.eq([[2, 1], [2, 2], [1, 2], [1, 1]]);
+        match t.steps {
+            [rows, 1] if three && rows != 0 => at_stride_2::<1>(t),
+            [rows, -1] if three && rows != 0 => at_stride_2::<-1>(t),
+            _ => t.pieces.iter().for_each(|piece| one_piece(t, piece)),
+        }
+    }
+}
+
+/// # Safety
+///
+/// As [`transform_weights`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn one_piece(t: &TransformWeights<f32>, piece: &KernelPiece) {
+    let row = t.apart[0] as isize * t.steps[0];
+    let column = t.apart[1] as isize * t.steps[1];
+    // SAFETY: the same contract.
+    unsafe {
+        match (piece.taps, column) {
+            ([1, 1], _) => by_rows::<1, 1, 1>(t, piece),
+            ([1, 2], 1) => by_rows::<1, 2, 1>(t, piece),
+            ([1, 2], -1) => by_rows::<1, 2, -1>(t, piece),
+            ([1, 2], 2) => by_rows::<1, 2, 2>(t, piece),
+            ([1, 2], -2) => by_rows::<1, 2, -2>(t, piece),
             // Four elements are read for three: the fourth is there if another row lies before or behind.
-            _ if t.steps[0] == 0 => plain_weights::<f32, Avx2>(t),
-            ([3, 3], 1) => by_rows::<3, 3, 1>(t),
-            ([3, 3], -1) => by_rows::<3, 3, -1>(t),
-            ([2, 3], 1) => by_rows::<2, 3, 1>(t),
-            ([2, 3], -1) => by_rows::<2, 3, -1>(t),
-            ([3, 2], 1) => by_rows::<3, 2, 1>(t),
-            ([3, 2], -1) => by_rows::<3, 2, -1>(t),
-            ([2, 2], 1) => by_rows::<2, 2, 1>(t),
-            ([2, 2], -1) => by_rows::<2, 2, -1>(t),
-            ([3, 3], 2) => by_rows::<3, 3, 2>(t),
-            ([2, 3], 2) => by_rows::<2, 3, 2>(t),
-            ([3, 2], 2) => by_rows::<3, 2, 2>(t),
-            ([2, 2], 2) => by_rows::<2, 2, 2>(t),
-            _ => plain_weights::<f32, Avx2>(t),
+            _ if row == 0 => transform_piece::<f32, Avx2>(t, piece),
+            ([2, 1], _) => by_rows::<2, 1, 1>(t, piece),
+            ([3, 1], _) => by_rows::<3, 1, 1>(t, piece),
+            ([3, 3], 1) => by_rows::<3, 3, 1>(t, piece),
+            ([3, 3], -1) => by_rows::<3, 3, -1>(t, piece),
+            ([2, 3], 1) => by_rows::<2, 3, 1>(t, piece),
+            ([2, 3], -1) => by_rows::<2, 3, -1>(t, piece),
+            ([3, 2], 1) => by_rows::<3, 2, 1>(t, piece),
+            ([3, 2], -1) => by_rows::<3, 2, -1>(t, piece),
+            ([2, 2], 1) => by_rows::<2, 2, 1>(t, piece),
+            ([2, 2], -1) => by_rows::<2, 2, -1>(t, piece),
+            ([3, 3], 2) => by_rows::<3, 3, 2>(t, piece),
+            ([2, 3], 2) => by_rows::<2, 3, 2>(t, piece),
+            ([3, 2], 2) => by_rows::<3, 2, 2>(t, piece),
+            ([2, 2], 2) => by_rows::<2, 2, 2>(t, piece),
+            ([2, 2], -2) => by_rows::<2, 2, -2>(t, piece),
+            _ => transform_piece::<f32, Avx2>(t, piece),
         }
     }
 }
@@ -254,39 +373,39 @@ pub(crate) unsafe fn transform_weights(t: &TransformWeights<f32>) {
 ///
 /// # Safety
 ///
-/// As [`plain_weights`].
+/// As [`transform_weights`].
 #[target_feature(enable = "avx2,fma")]
+#[inline(never)]
 unsafe fn by_rows<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
     t: &TransformWeights<f32>,
+    piece: &KernelPiece,
 ) {
-    // Whether four elements are read for the three that a row spans.
-    let extra = const { matches!((STEP, COLUMNS), (1 | -1, 3) | (2, 2)) };
-    // The element of a row with the lowest address.
-    let lowest = const { if STEP < 0 { STEP * (COLUMNS as isize - 1) } else { 0 } };
-    // The row at the highest address is read from the element before it: the fourth of any other row lies
-    // before the next one's end.
-    let highest = if t.steps[0] < 0 { 0 } else { ROWS - 1 };
+    let first = t.from.wrapping_offset(t.element(piece, [0, 0]));
+    let row_step = t.apart[0] as isize * t.steps[0];
     // Channels outermost: where outputs lie beside each other, each channel's are met together.
     for c in (0..t.channels).step_by(LANES) {
+        let lanes = lanes(t, c);
         for r in 0..t.outputs {
-            let from = c as isize * t.channel + r as isize * t.output + lowest;
+            let from = first.wrapping_offset(r as isize * t.output);
             // SAFETY: the caller vouches for the weights of these channels, and for both sides.
             unsafe {
-                let count = t.channels - c;
-                let from = t.from.wrapping_offset(from);
-                let kernel = channels::<ROWS, COLUMNS, STEP>(t, from, count, extra, highest);
+                let kernel = channels::<ROWS, COLUMNS, STEP>(t, from, row_step, &lanes);
                 let to = t.to.add(r * t.to_output + c);
                 let mut half = [[_mm256_setzero_ps(); 3]; SIDE];
                 for x in 0..COLUMNS {
-                    let column = weights(kernel[x]);
+                    let mut column = [_mm256_setzero_ps(); 3];
+                    for y in 0..ROWS {
+                        column[y + taps_before(ROWS)] = kernel[x][y];
+                    }
+                    let column = weights(column);
                     for i in 0..SIDE {
-                        half[i][x] = column[i];
+                        half[i][x + taps_before(COLUMNS)] = column[i];
                     }
                 }
-                for i in 0..SIDE {
+                for i in product_positions(ROWS) {
                     let row = weights(half[i]);
-                    for j in 0..SIDE {
-                        _mm256_storeu_ps(to.add((i * SIDE + j) * t.position), row[j]);
+                    for j in product_positions(COLUMNS) {
+                        _mm256_storeu_ps(to.add(piece.places[i * SIDE + j]), row[j]);
                     }
                 }
             }
@@ -294,8 +413,87 @@ unsafe fn by_rows<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
     }
 }
 
-/// The kernel elements of 8 channels, by columns and rows: of the first `count` from `first` on, their
-/// lowest column. Those of the next 8 are asked for.
+/// A 3 x 3 kernel at stride 2, whose four pieces have two rows or one, and two columns or one: all at once.
+///
+/// # Safety
+///
+/// As [`transform_weights`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn at_stride_2<const STEP: isize>(t: &TransformWeights<f32>) {
+    let zero = _mm256_setzero_ps();
+    let [two_one, two_two, one_two, one_one] = t.pieces else { return };
+    // The last register first: it may reach into the next piece, whose first one is written later.
+    let last = (t.channels - 1) / LANES * LANES;
+    for c in iter::once(last).chain((0..last).step_by(LANES)) {
+        let lanes = lanes(t, c);
+        for r in 0..t.outputs {
+            let from = t.from.wrapping_offset(r as isize * t.output);
+            // SAFETY: the caller vouches for the weights of these channels, and for both sides.
+            unsafe {
+                let kernel = channels::<3, 3, STEP>(t, from, t.steps[0], &lanes);
+                let to = t.to.add(r * t.to_output + c);
+                let [mut outer, mut inner] = [[[zero; 3]; SIDE]; 2];
+                for x in 0..3 {
+                    let [first, middle, last] = kernel[x];
+                    let (two, one) = (weights([first, last, zero]), weights([zero, middle, zero]));
+                    for i in 0..SIDE {
+                        (outer[i][x], inner[i][x]) = (two[i], one[i]);
+                    }
+                }
+                for i in 0..3 {
+                    store_columns::<false>(to, i, outer[i], two_two, two_one);
+                }
+                for i in 1..3 {
+                    store_columns::<true>(to, i, inner[i], one_two, one_one);
+                }
+            }
+        }
+    }
+}
+
+/// Transforms a row of a 3 x 3 kernel at stride 2 and writes row `i` of positions: of its first and last element,
+/// and of the one between. The piece whose place comes first is written first: see [`transform_weights`] on whole
+/// registers.
+///
+/// # Safety
+///
+/// As [`transform_weights`], for the places of both pieces; the CPU has AVX2 and FMA.
+#[inline(always)]
+unsafe fn store_columns<const OUTER_FIRST: bool>(
+    to: *mut f32,
+    i: usize,
+    [first, middle, last]: [__m256; 3],
+    outer: &KernelPiece,
+    inner: &KernelPiece,
+) {
+    // SAFETY: the same contract.
+    unsafe {
+        let zero = _mm256_setzero_ps();
+        let (two, one) = (weights([first, last, zero]), weights([zero, middle, zero]));
+        let store = |piece: &KernelPiece, j: usize, value: __m256| {
+            _mm256_storeu_ps(to.add(piece.places[i * SIDE + j]), value);
+        };
+        store(outer, 0, two[0]);
+        for j in 1..3 {
+            if OUTER_FIRST {
+                store(outer, j, two[j]);
+            }
+            store(inner, j, one[j]);
+            if !OUTER_FIRST {
+                store(outer, j, two[j]);
+            }
+        }
+    }
+}
+
+/// Elements from the first channel's weights to those of 8 from `first` on; the last channel's stand for those missing.
+#[inline(always)]
+fn lanes(t: &TransformWeights<f32>, first: usize) -> [isize; LANES] {
+    std::array::from_fn(|lane| (first + lane).min(t.channels - 1) as isize * t.channel)
+}
+
+/// The kernel elements of the 8 channels at `lanes`, by columns and rows, of an output whose first one is at
+/// `first`; rows are `row_step` apart. Those of the next 8 channels are asked for.
 ///
 /// # Safety
 ///
@@ -305,24 +503,31 @@ unsafe fn by_rows<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
 unsafe fn channels<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
     t: &TransformWeights<f32>,
     first: *const f32,
-    count: usize,
-    extra: bool,
-    highest: usize,
+    row_step: isize,
+    lanes: &[isize; LANES],
 ) -> [[__m256; 3]; 3] {
+    // Whether four elements are read for the three that a row spans.
+    let extra = const { ROWS > 1 && matches!((STEP, COLUMNS), (1 | -1, 3) | (2 | -2, 2)) };
+    // The row at the highest address is read from the element before it: the fourth of any other row lies
+    // before the next one's end.
+    let highest = if row_step < 0 { 0 } else { ROWS - 1 };
+    // The element of a row with the lowest address.
+    let lowest = const { if STEP < 0 { STEP * (COLUMNS as isize - 1) } else { 0 } };
+    let first = first.wrapping_offset(lowest);
     let mut channel = [first; LANES];
     for lane in 0..LANES {
-        channel[lane] = first.wrapping_offset(lane.min(count - 1) as isize * t.channel);
+        channel[lane] = first.wrapping_offset(lanes[lane]);
         let ahead = channel[lane].wrapping_offset(LANES as isize * t.channel);
         prefetch(ahead);
         // Rows of a larger kernel lie further apart than a line reaches.
-        if t.steps[0].abs() > 3 {
-            prefetch(ahead.wrapping_offset((ROWS as isize - 1) * t.steps[0]));
+        if row_step.abs() > 3 {
+            prefetch(ahead.wrapping_offset((ROWS as isize - 1) * row_step));
         }
     }
     let mut kernel = [[_mm256_setzero_ps(); 3]; 3];
     for y in 0..ROWS {
         let before = extra && y == highest;
-        let at = y as isize * t.steps[0] - isize::from(before);
+        let at = y as isize * row_step - isize::from(before);
         let mut read = [_mm_setzero_ps(); LANES];
         for lane in 0..LANES {
             let from = channel[lane].wrapping_offset(at);
@@ -330,7 +535,12 @@ unsafe fn channels<const ROWS: usize, const COLUMNS: usize, const STEP: isize>(
             read[lane] = unsafe {
                 match (extra, COLUMNS) {
                     (true, _) => _mm_loadu_ps(from),
-                    (_, 2) => _mm_castpd_ps(_mm_load_sd(from.cast())),
+                    (_, 1) => _mm_load_ss(from),
+                    (_, 2) if STEP.abs() == 1 => _mm_castpd_ps(_mm_load_sd(from.cast())),
+                    (_, 2) => {
+                        let (low, high) = (_mm_load_ss(from), _mm_load_ss(from.wrapping_add(2)));
+                        _mm_unpacklo_ps(low, high)
+                    }
                     _ => {
                         let (low, high) = (_mm_loadu_ps(from), _mm_loadu_ps(from.wrapping_add(1)));
                         _mm_shuffle_ps::<0xf8>(low, high)

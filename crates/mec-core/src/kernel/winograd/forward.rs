@@ -1,7 +1,7 @@
 //! The forward pass and the input gradient: transforms of inputs, weights and outputs, and the
 //! micro-kernel between them.
 
-use super::{POSITIONS, SIDE};
+use super::{POSITIONS, Places, SIDE, has_product, tap_at};
 use crate::kernel::simd::{Isa, Vector};
 use crate::kernel::tile::step;
 use pulp::{Simd, WithSimd};
@@ -12,7 +12,8 @@ use std::ops::Range;
 ///
 /// Positions (`rows`, `columns`) can be read where they lie inside the input, and count as zero elsewhere;
 /// tile `n` meets the columns from `2 * n` on. Lane `lane + n` of `width`, a whole number of registers, can
-/// be written at each position and channel, and so can the lanes behind them: runs are packed in order.
+/// be written for each channel at each position with a product, and so can the lanes behind them: runs are
+/// packed in order.
 pub struct PackTiles<T> {
     /// Row 0, column 0 of the first tile and channel.
     pub from: *const T,
@@ -30,30 +31,32 @@ pub struct PackTiles<T> {
     pub tiles: usize,
     /// Channels.
     pub channels: usize,
-    /// Lane 0 of position 0 of the first channel.
+    /// Kernel rows and columns, 1 to 3 each.
+    pub taps: [usize; 2],
+    /// The panel.
     pub to: *mut T,
+    /// Where lane 0 of the first channel is, in the panel.
+    pub places: Places,
     /// Lane of the first tile.
     pub lane: usize,
-    /// Lanes of the strip.
+    /// Lanes of the strip: elements from a channel to the next, in the panel.
     pub width: usize,
-    /// Elements from a channel to the next, in the panel.
-    pub to_channel: usize,
-    /// Elements from a position to the next.
-    pub position: usize,
 }
 
 /// What lies at each position of many tiles, to be transformed in place.
 pub(crate) struct TransformInPlace<T> {
-    /// Position 0 of the first tile and channel.
+    /// Kernel rows and columns, 1 to 3 each.
+    pub taps: [usize; 2],
+    /// From where `places` are counted.
     pub at: *mut T,
-    /// Elements from a position to the next.
-    pub position: usize,
+    /// Where the first tile and channel are.
+    pub places: Places,
     /// Elements of each position, in whole registers.
     pub len: usize,
 }
 
-/// The weights of some outputs, to be transformed: `G g G'`.
-pub struct TransformWeights<T> {
+/// The weights of some outputs, to be transformed: `G g G'` of each piece of the kernel.
+pub struct TransformWeights<'a, T> {
     /// Kernel element (0, 0) of the first output and channel.
     pub from: *const T,
     /// Elements from an output to the next.
@@ -62,37 +65,48 @@ pub struct TransformWeights<T> {
     pub outputs: usize,
     /// Elements from a kernel row to the next, and from a kernel column to the next.
     pub steps: [isize; 2],
-    /// Kernel rows and columns, 1 to 3 each; what is missing of 3 counts as zero.
-    pub taps: [usize; 2],
+    /// Kernel rows from one of a piece to its next, and columns.
+    pub apart: [usize; 2],
+    /// The pieces, which have all elements of the kernel between them.
+    pub pieces: &'a [KernelPiece],
     /// Elements from a channel to the next.
     pub channel: isize,
     /// Channels, at least 1.
     pub channels: usize,
-    /// Position 0 of the first output and channel.
+    /// From where the places of each piece are counted.
     pub to: *mut T,
     /// Elements from an output to the next, there.
     pub to_output: usize,
-    /// Elements from a position to the next.
-    pub position: usize,
+}
+
+/// A piece of a kernel.
+#[derive(Clone, Copy)]
+pub struct KernelPiece {
+    /// First kernel row and column.
+    pub first: [usize; 2],
+    /// Kernel rows and columns, 1 to 3 each; what is missing of 3 counts as zero, see [`tap_at`].
+    pub taps: [usize; 2],
+    /// Where the first output's and channel's are.
+    pub places: Places,
 }
 
 /// One call of the micro-kernel: at each position, the products of `V` registers of tiles and the weights
 /// of some outputs, summed over channels.
 pub(crate) struct Multiply<'a, T> {
-    /// The first tile's inputs at position 0 of the first channel.
+    /// How many channels to sum over at each position. Those of all positions follow each other.
+    pub channels: &'a [usize; POSITIONS],
+    /// The first tile's inputs of the first channel.
     pub inputs: *const T,
     /// Elements from a channel's inputs to the next's.
     pub input_channel: usize,
-    /// Elements from a position's inputs to the next's.
-    pub input_position: usize,
-    /// The first output's weights at position 0 of the first channel; channels follow each other.
+    /// Elements from a position's last channel to the next position, beyond that.
+    pub input_gap: usize,
+    /// The first output's weights; those of a position's channels follow each other.
     pub weights: *const T,
+    /// Elements between the weights of a position and the next.
+    pub weight_gap: usize,
     /// Elements from an output's weights to the next's.
     pub weight_output: usize,
-    /// Elements from a position's weights to the next's.
-    pub weight_position: usize,
-    /// The channels to sum over at each position.
-    pub channels: &'a [Range<usize>; POSITIONS],
     /// Outputs, at least 1 and at most `R`.
     pub outputs: usize,
     /// Where the first output's sums at position 0 go.
@@ -118,6 +132,36 @@ pub(crate) struct TransformOutputs<T> {
     pub to: *mut T,
 }
 
+impl<T: Vector> TransformInPlace<T> {
+    /// The register at place `n` of row `i` and column `j` of positions, zero where there are no products.
+    ///
+    /// # Safety
+    ///
+    /// Whole registers can be read at every place.
+    #[inline(always)]
+    pub(super) unsafe fn load<S: Simd>(&self, simd: S, i: usize, j: usize, n: usize) -> T::Of<S> {
+        if has_product(self.taps, i, j) {
+            // SAFETY: the same contract.
+            unsafe { T::load::<S>(self.at.add(self.places[i * SIDE + j] + n)) }
+        } else {
+            T::splat(simd, T::ZERO)
+        }
+    }
+
+    /// Writes that register, where there are products.
+    ///
+    /// # Safety
+    ///
+    /// Whole registers can be written at every place.
+    #[inline(always)]
+    pub(super) unsafe fn store<S: Simd>(&self, i: usize, j: usize, n: usize, value: T::Of<S>) {
+        if has_product(self.taps, i, j) {
+            // SAFETY: the same contract.
+            unsafe { T::store::<S>(self.at.add(self.places[i * SIDE + j] + n), value) };
+        }
+    }
+}
+
 struct Inputs<'a, T>(&'a TransformInPlace<T>);
 
 impl<T: Vector> WithSimd for Inputs<'_, T> {
@@ -129,11 +173,11 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
         for n in (0..t.len).step_by(T::lanes::<S>()) {
             // SAFETY: `transform_inputs`'s contract covers every position.
             unsafe {
-                let at = t.at.add(n);
-                let rows = both_ways::<T, S, SIDE>(simd, at, t.position, input::<T, S>);
+                let rows =
+                    both_ways::<T, S, SIDE>(simd, |i, j| t.load(simd, i, j, n), input::<T, S>);
                 for i in 0..SIDE {
                     for j in 0..SIDE {
-                        T::store::<S>(at.add((i * SIDE + j) * t.position), rows[i][j]);
+                        t.store::<S>(i, j, n, rows[i][j]);
                     }
                 }
             }
@@ -141,16 +185,12 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
     }
 }
 
-/// The register at each position, transformed along the columns and then along the rows.
-///
-/// # Safety
-///
-/// A register can be read at `at` and as far on as each position is.
+/// The registers that `load` gives for each row and column of positions, transformed along the columns and then
+/// along the rows.
 #[inline(always)]
-pub(super) unsafe fn both_ways<T: Vector, S: Simd, const N: usize>(
+pub(super) fn both_ways<T: Vector, S: Simd, const N: usize>(
     simd: S,
-    at: *const T,
-    position: usize,
+    load: impl Fn(usize, usize) -> T::Of<S>,
     by: impl Fn(S, [T::Of<S>; SIDE]) -> [T::Of<S>; N],
 ) -> [[T::Of<S>; N]; N] {
     let zero = T::splat(simd, T::ZERO);
@@ -158,8 +198,7 @@ pub(super) unsafe fn both_ways<T: Vector, S: Simd, const N: usize>(
     for j in 0..SIDE {
         let mut column = [zero; SIDE];
         for i in 0..SIDE {
-            // SAFETY: the caller vouches for the position.
-            column[i] = unsafe { T::load::<S>(at.add((i * SIDE + j) * position)) };
+            column[i] = load(i, j);
         }
         let column = by(simd, column);
         for i in 0..N {
@@ -184,14 +223,14 @@ fn input<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of<
     ]
 }
 
-struct Weights<'a, T>(&'a TransformWeights<T>);
+struct Weights<'a, T>(&'a TransformWeights<'a, T>, &'a KernelPiece);
 
 impl<T: Vector> WithSimd for Weights<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let t = self.0;
+        let Self(t, piece) = self;
         let lanes = T::lanes::<S>();
         let zero = T::splat(simd, T::ZERO);
         for c in (0..t.channels).step_by(lanes) {
@@ -205,9 +244,9 @@ impl<T: Vector> WithSimd for Weights<'_, T> {
                     for x in 0..3 {
                         let mut column = [zero; 3];
                         for y in 0..3 {
-                            if y < t.taps[0] && x < t.taps[1] {
-                                let at = y as isize * t.steps[0] + x as isize * t.steps[1];
-                                let from = from.wrapping_offset(at);
+                            let taps = (tap_at(y, piece.taps[0]), tap_at(x, piece.taps[1]));
+                            if let (Some(row), Some(tap)) = taps {
+                                let from = from.wrapping_offset(t.element(piece, [row, tap]));
                                 column[y] = T::gather::<S>(from, t.channel, count);
                             }
                         }
@@ -219,13 +258,26 @@ impl<T: Vector> WithSimd for Weights<'_, T> {
                     for i in 0..SIDE {
                         let row = weights::<T, S>(simd, half[i]);
                         for j in 0..SIDE {
-                            let to = (i * SIDE + j) * t.position + r * t.to_output + c;
-                            T::store::<S>(t.to.add(to), row[j]);
+                            if has_product(piece.taps, i, j) {
+                                let to = piece.places[i * SIDE + j] + r * t.to_output + c;
+                                T::store::<S>(t.to.add(to), row[j]);
+                            }
                         }
                     }
                 }
             }
         }
+    }
+}
+
+impl<T> TransformWeights<'_, T> {
+    /// Elements from the kernel's first to that of `taps` of a piece.
+    #[inline(always)]
+    pub(super) fn element(&self, piece: &KernelPiece, taps: [usize; 2]) -> isize {
+        let along = |axis: usize| {
+            (piece.first[axis] + taps[axis] * self.apart[axis]) as isize * self.steps[axis]
+        };
+        along(0) + along(1)
     }
 }
 
@@ -251,21 +303,20 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for RunMultiply<'_, T, 
         // SAFETY: `multiply`'s contract covers every address formed here.
         unsafe {
             // Outputs beyond the last one repeat it, so that no read leaves the weights.
-            let mut first = [m.weights; R];
+            let mut weights = [m.weights; R];
             for r in 0..R {
-                first[r] = m.weights.add(r.min(m.outputs - 1) * m.weight_output);
+                weights[r] = m.weights.add(r.min(m.outputs - 1) * m.weight_output);
             }
-            for (position, channels) in m.channels.iter().enumerate() {
+            let (mut inputs, mut at) = (m.inputs, 0);
+            for (position, &channels) in m.channels.iter().enumerate() {
                 let mut sums = [[T::splat(simd, T::ZERO); V]; R];
-                let mut weights = first;
-                for r in 0..R {
-                    weights[r] = first[r].add(position * m.weight_position + channels.start);
+                for _ in 0..channels {
+                    step(simd, &mut sums, inputs, &weights, at);
+                    inputs = inputs.wrapping_add(m.input_channel);
+                    at += 1;
                 }
-                let inputs =
-                    m.inputs.add(position * m.input_position + channels.start * m.input_channel);
-                for c in 0..channels.len() {
-                    step(simd, &mut sums, inputs.add(c * m.input_channel), &weights, c as isize);
-                }
+                inputs = inputs.wrapping_add(m.input_gap);
+                at += m.weight_gap as isize;
                 for r in 0..R {
                     if r < m.outputs {
                         for v in 0..V {
@@ -295,7 +346,8 @@ impl<T: Vector> WithSimd for Outputs<'_, T> {
                 // SAFETY: `transform_outputs`'s contract covers both sides.
                 unsafe {
                     let from = t.from.add(r * t.width + v);
-                    let rows = both_ways::<T, S, 2>(simd, from, t.position, output::<T, S>);
+                    let sum = |i, j| T::load::<S>(from.add((i * SIDE + j) * t.position));
+                    let rows = both_ways::<T, S, 2>(simd, sum, output::<T, S>);
                     for (y, [left, right]) in rows.into_iter().enumerate() {
                         finite = T::mul_add(simd, left, zero, finite);
                         finite = T::mul_add(simd, right, zero, finite);
@@ -321,7 +373,7 @@ fn output<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of
 ///
 /// # Safety
 ///
-/// The CPU has `I`; `len` elements of each position can be read and written, `len` being whole registers.
+/// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position with a product.
 pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInPlace<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Inputs(t));
@@ -332,10 +384,25 @@ pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInPlace<T>
 /// # Safety
 ///
 /// The CPU has `I`; every kernel element of every channel can be read, and as many elements as whole
-/// registers of channels have can be written at each position.
+/// registers of channels have can be written at each place: they reach into what is written next.
 pub(crate) unsafe fn transform_weights<T: Vector, I: Isa>(t: &TransformWeights<T>) {
+    for piece in t.pieces {
+        // SAFETY: the same contract.
+        unsafe { transform_piece::<T, I>(t, piece) };
+    }
+}
+
+/// The same of one piece.
+///
+/// # Safety
+///
+/// As [`transform_weights`].
+pub(super) unsafe fn transform_piece<T: Vector, I: Isa>(
+    t: &TransformWeights<T>,
+    piece: &KernelPiece,
+) {
     // SAFETY: the caller vouches for the CPU.
-    unsafe { I::token() }.vectorize(Weights(t));
+    unsafe { I::token() }.vectorize(Weights(t, piece));
 }
 
 /// Multiplies and sums.

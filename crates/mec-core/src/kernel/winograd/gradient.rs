@@ -1,7 +1,7 @@
 //! The weight gradient: transforms of the outputs' gradients and of the sums, and the micro-kernel between
 //! them.
 
-use super::SIDE;
+use super::{Places, SIDE, has_product, tap_at};
 use crate::kernel::outer::STEPS;
 use crate::kernel::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
@@ -46,15 +46,15 @@ pub(crate) struct Accumulate<T> {
 /// Sums of transformed inputs times transformed gradients, to be transformed into a weight gradient:
 /// `G' m G`.
 pub(crate) struct TransformSums<T> {
-    /// Position 0 of the first channel; channels are `width` apart.
+    /// From where `places` are counted.
     pub from: *const T,
-    /// Elements from a position to the next.
-    pub position: usize,
+    /// Where the first channel is; channels are `width` apart.
+    pub places: Places,
     /// Channels.
     pub channels: usize,
     /// Output channels, in whole registers.
     pub width: usize,
-    /// Kernel rows and columns, 1 to 3 each; positions of which nothing goes to those are not read.
+    /// Kernel rows and columns, 1 to 3 each.
     pub taps: [usize; 2],
     /// Kernel element (0, 0) of the first channel, `width` output channels.
     pub to: *mut T,
@@ -177,8 +177,8 @@ impl<T: Vector> WithSimd for Sums<'_, T> {
                     for j in 0..SIDE {
                         let mut column = [zero; SIDE];
                         for i in 0..SIDE {
-                            if (i < 3 || t.taps[0] == 3) && (j < 3 || t.taps[1] == 3) {
-                                column[i] = T::load::<S>(from.add((i * SIDE + j) * t.position));
+                            if has_product(t.taps, i, j) {
+                                column[i] = T::load::<S>(from.add(t.places[i * SIDE + j]));
                             }
                         }
                         let column = sum_weights::<T, S>(simd, column);
@@ -189,9 +189,11 @@ impl<T: Vector> WithSimd for Sums<'_, T> {
                     for y in 0..3 {
                         let row = sum_weights::<T, S>(simd, half[y]);
                         for x in 0..3 {
-                            if y < t.taps[0] && x < t.taps[1] {
+                            let place = (tap_at(y, t.taps[0]), tap_at(x, t.taps[1]));
+                            if let (Some(row_tap), Some(column_tap)) = place {
                                 finite = T::mul_add(simd, row[x], zero, finite);
-                                let to = c * t.to_channel + y * t.steps[0] + x * t.steps[1] + v;
+                                let to = row_tap * t.steps[0] + column_tap * t.steps[1];
+                                let to = c * t.to_channel + to + v;
                                 T::store::<S>(t.to.add(to), row[x]);
                             }
                         }
@@ -238,8 +240,8 @@ pub(crate) unsafe fn accumulate<T: Vector, I: Isa, const V: usize>(a: &Accumulat
 ///
 /// # Safety
 ///
-/// The CPU has `I`; `width` elements can be read of each channel at each position, but for the last row
-/// or column of positions where there are fewer than three taps; as many can be written for each tap of
+/// The CPU has `I`; `width` elements can be read of each channel at each position with products of the taps,
+/// and as many can be written for each tap of
 /// each channel.
 pub(crate) unsafe fn transform_sums<T: Vector, I: Isa>(t: &TransformSums<T>) -> bool {
     // SAFETY: the caller vouches for the CPU.

@@ -41,6 +41,16 @@ pub(crate) struct Overlap<T> {
     pub onto: Onto<T>,
 }
 
+/// Sums of products, to be transformed in place into what each tile adds to the outputs.
+pub(crate) struct TransformAdditions<T> {
+    /// Position 0 of the first tile.
+    pub at: *mut T,
+    /// Elements from a position to the next.
+    pub position: usize,
+    /// Elements of each position, in whole registers.
+    pub len: usize,
+}
+
 struct Inputs<'a, T>(&'a TransformInPlace<T>);
 
 impl<T: Vector> WithSimd for Inputs<'_, T> {
@@ -52,13 +62,13 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
         for n in (0..t.len).step_by(T::lanes::<S>()) {
             // SAFETY: `transform_tiles`'s contract covers every position.
             unsafe {
-                let input = |i, j| T::load::<S>(t.at.add((i * SIDE + j) * t.position + n));
+                let input = |i, j| t.load(simd, i, j, n);
                 let left = gradient::<T, S>(simd, input(0, 0), input(1, 0));
                 let right = gradient::<T, S>(simd, input(0, 1), input(1, 1));
                 for i in 0..SIDE {
                     let row = gradient::<T, S>(simd, left[i], right[i]);
                     for j in 0..SIDE {
-                        T::store::<S>(t.at.add((i * SIDE + j) * t.position + n), row[j]);
+                        t.store::<S>(i, j, n, row[j]);
                     }
                 }
             }
@@ -66,7 +76,7 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
     }
 }
 
-struct Additions<'a, T>(&'a TransformInPlace<T>);
+struct Additions<'a, T>(&'a TransformAdditions<T>);
 
 impl<T: Vector> WithSimd for Additions<'_, T> {
     type Output = bool;
@@ -80,12 +90,14 @@ impl<T: Vector> WithSimd for Additions<'_, T> {
         for n in (0..t.len).step_by(T::lanes::<S>()) {
             // SAFETY: `transform_additions`'s contract covers every position.
             unsafe {
-                let at = t.at.add(n);
-                let rows = both_ways::<T, S, SIDE>(simd, at, t.position, addition::<T, S>);
+                let first = t.at.add(n);
+                let at = |i: usize, j: usize| first.add((i * SIDE + j) * t.position);
+                let sum = |i, j| T::load::<S>(at(i, j));
+                let rows = both_ways::<T, S, SIDE>(simd, sum, addition::<T, S>);
                 for i in 0..SIDE {
                     for j in 0..SIDE {
                         finite = T::mul_add(simd, rows[i][j], zero, finite);
-                        T::store::<S>(at.add((i * SIDE + j) * t.position), rows[i][j]);
+                        T::store::<S>(at(i, j), rows[i][j]);
                     }
                 }
             }
@@ -260,7 +272,7 @@ impl<T: Vector> Overlap<T> {
 ///
 /// # Safety
 ///
-/// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position.
+/// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position with a product.
 pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInPlace<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Inputs(t));
@@ -271,7 +283,7 @@ pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInPlace<T>)
 /// # Safety
 ///
 /// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position.
-pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformInPlace<T>) -> bool {
+pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformAdditions<T>) -> bool {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Additions(t))
 }

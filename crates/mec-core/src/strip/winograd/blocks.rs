@@ -18,12 +18,12 @@ const PRODUCT: f64 = 0.53;
 const PLAIN_PRODUCT: f64 = 0.66;
 /// Loading and storing the sums of one channel and output channel at one position.
 const CALL: f64 = 0.5;
-/// Packing and transforming a register of tiles, of one piece and channel.
-const INPUT: f64 = 90.0;
+/// Packing and transforming a register of tiles at one position, of one piece and channel.
+const INPUT: f64 = 5.6;
 /// Transposing and transforming a register of tiles' gradients of one output channel.
 const GRADIENT: f64 = 35.0;
-/// Transforming and adding one piece's sums, for one channel and output channel of each part.
-const SUMS: f64 = 8.0;
+/// Transforming and adding the sums of one piece at one position, for one channel and output channel of each part.
+const SUMS: f64 = 0.5;
 
 /// The plan of a weight gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Blocks {
         let tile = kernel.outer_vectors * kernel.lanes;
         let all = c.outputs.next_multiple_of(kernel.lanes);
         let registers = (tiling.tiles as f64) / kernel.lanes as f64;
-        let pieces = tiling.count() as f64;
+        let slots = tiling.products as f64;
         let pairs = (c.groups * c.channels * c.outputs) as f64;
         let mut best = (f64::INFINITY, None);
         let output_blocks = (1..=all / kernel.lanes).map(|n| all.div_ceil(n));
@@ -71,11 +71,11 @@ impl Blocks {
                 let [channel_blocks, output_blocks] = plan.division.each_way();
                 // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
                 let channels = c.channels.next_multiple_of(STEPS);
-                let products = (c.groups * channels * c.outputs * tiling.products()) as f64;
+                let products = (c.groups * channels * c.outputs * tiling.products) as f64;
                 let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
-                    + (c.groups * c.channels * output_blocks) as f64 * pieces * registers * INPUT
+                    + (c.groups * c.channels * output_blocks) as f64 * slots * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
-                    + plan.division.parts() as f64 * pairs * pieces * SUMS;
+                    + plan.division.parts() as f64 * pairs * slots * SUMS;
                 if cycles < best.0 {
                     best = (cycles, Some(plan));
                 }
@@ -86,26 +86,25 @@ impl Blocks {
         best.1.filter(|_| forced || best.0 < 0.95 * plain)
     }
 
-    /// Input channels times pieces of a block.
-    fn depth(&self) -> usize {
-        self.tiling.count() * self.division.channels()
+    /// Elements of the panel and of the sums of all channels, to which those of the bias come.
+    pub(super) fn places_lens(&self) -> [usize; 2] {
+        let channels = self.division.channels();
+        [self.width, self.division.outputs()]
+            .map(|each| self.tiling.places_len(channels * each, GAP))
     }
 
-    /// Elements from a position to the next: in the panel, in a transformed tile of `dy`, in the sums. The
-    /// sums have room for the bias behind the channels.
-    pub(super) fn positions(&self) -> [usize; 3] {
-        [
-            self.depth() * self.width + GAP,
-            self.width * self.tile + GAP,
-            (self.depth() + 1) * self.division.outputs() + GAP,
-        ]
+    /// Elements from a position to the next in a transformed tile of `dy`.
+    pub(super) fn dy_position(&self) -> usize {
+        self.width * self.tile + GAP
     }
 
     /// Elements of the panel, of a tile of `dy` before and after it is transformed, of the sums and of the
     /// ones.
     pub(super) fn lens(&self) -> [usize; 5] {
-        let [panel, dy, sums] = self.positions().map(|position| POSITIONS * position);
-        [panel, OUTPUTS * OUTPUTS * self.width * self.tile, dy, sums, self.width]
+        let [panel, sums] = self.places_lens();
+        let raw = OUTPUTS * OUTPUTS * self.width * self.tile;
+        let dy = POSITIONS * self.dy_position();
+        [panel, raw, dy, sums + self.division.outputs(), self.width]
     }
 
     /// Elements of workspace for each thread. The result lies where panel and `dy` were.

@@ -1,15 +1,15 @@
 //! Runs correlations by Winograd's filtering: the loops around the micro-kernel.
 
-use super::tiling::{Axis, GAP, Panel, Piece, Strip};
+use super::tiling::{GAP, MAX_PIECES, Strip};
 use super::{Job, Winograd};
 use crate::kernel::{
-    Kernel, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter, TransformInPlace,
-    TransformOutputs, TransformWeights, Vector,
+    Kernel, KernelPiece, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter,
+    TransformAdditions, TransformOutputs, TransformWeights, Vector,
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
 use crate::strip::engine::Operands;
-use crate::strip::panel::Source;
+use crate::strip::panel::{List, Source};
 use crate::strip::workers::{for_each_worker, locate, spread};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +79,8 @@ struct Block {
     group: usize,
     first: usize,
     channels: usize,
+    /// Those of all pieces with a product at each position.
+    channels_at: [usize; POSITIONS],
 }
 
 struct Worker<'a, T: Copy + 'static> {
@@ -108,7 +110,9 @@ impl<T: Vector> Worker<'_, T> {
         let (units, tiles) = plan.panel(panel);
         let mut finite = true;
         for first in (0..c.channels).step_by(plan.channels) {
-            let block = Block { group, first, channels: plan.channels.min(c.channels - first) };
+            let channels = plan.channels.min(c.channels - first);
+            let channels_at = plan.tiling.channels_at(channels);
+            let block = Block { group, first, channels, channels_at };
             let channel = group * c.channels + first;
             let source = Source {
                 first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
@@ -121,17 +125,15 @@ impl<T: Vector> Worker<'_, T> {
                 let width = vectors * plan.lanes;
                 let first = tiles.start + lane;
                 let strip = plan.tiling.strip(first..(first + width).min(tiles.end), width);
-                let to = self.panel(self.strips.len());
-                let panel = Panel { to, position: plan.position(width) };
+                let panel = self.panel(self.strips.len());
                 // SAFETY: the caller vouches for the tensors, the plan for the room.
-                unsafe { plan.tiling.pack(self.kernel, &strip, &source, &panel) };
+                unsafe { plan.tiling.pack(self.kernel, &strip, &source, panel) };
                 let runs = match plan.whole_images() {
                     true => [0..0, 0..0],
                     false => [0, 1].map(|y| self.find_runs(&strip, y)),
                 };
                 self.strips.push(Packed { lane, vectors, runs });
             }
-            let channels = plan.tiling.channels_at(block.channels);
             let known = plan.kept > 1 && *kept == Some([job, group, part]);
             for (number, tile) in self.kernel.tile_ranges(outputs.clone()).enumerate() {
                 let place = number % plan.kept * plan.tile_weights_len();
@@ -143,13 +145,13 @@ impl<T: Vector> Worker<'_, T> {
                     }
                     if plan.whole_images() {
                         for place in 0..self.strips.len() {
-                            self.multiply(&channels, &tile, weights, place);
+                            self.multiply(&block, &tile, weights, place);
                         }
                         finite &= self.overlap(&block, &tile, &units);
                         continue;
                     }
                     for place in 0..self.strips.len() {
-                        self.multiply(&channels, &tile, weights, place);
+                        self.multiply(&block, &tile, weights, place);
                         finite &= self.outputs(&block, &tile, place);
                     }
                 }
@@ -172,31 +174,35 @@ impl<T: Vector> Worker<'_, T> {
     unsafe fn weights(&self, block: &Block, outputs: &Range<usize>, to: *mut T) {
         let (o, plan, tiling) = (self.operands, self.plan, &self.plan.tiling);
         let [group, output, channel, row, column] = o.weight_strides;
-        let element = |axis: &Axis, piece: Piece| {
-            axis.reach.weight_first as isize + piece.tap as isize * axis.reach.weight_step
-        };
-        let step = |axis: &Axis| axis.tap_step as isize * axis.reach.weight_step;
+        let (h, w) = (&tiling.height, &tiling.width);
         let from = block.group as isize * group
             + outputs.start as isize * output
-            + block.first as isize * channel;
+            + block.first as isize * channel
+            + h.reach.weight_first as isize * row
+            + w.reach.weight_first as isize * column;
+        let mut pieces = List::<_, MAX_PIECES>::new();
         for (number, (rows, columns)) in tiling.pieces().enumerate() {
-            let at = element(&tiling.height, rows) * row + element(&tiling.width, columns) * column;
-            // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not
-            // whole reach into what is written next, or that does not count.
-            unsafe {
-                self.kernel.winograd.transform_weights(&TransformWeights {
-                    from: o.weight.wrapping_offset(from + at),
-                    output,
-                    outputs: outputs.len(),
-                    steps: [step(&tiling.height) * row, step(&tiling.width) * column],
-                    taps: [rows.taps, columns.taps],
-                    channel,
-                    channels: block.channels,
-                    to: to.wrapping_add(number * block.channels),
-                    to_output: plan.weights_pitch(),
-                    position: plan.outputs * plan.weights_pitch(),
-                });
-            }
+            pieces.push(KernelPiece {
+                first: [rows.tap, columns.tap],
+                taps: [rows.taps, columns.taps],
+                places: tiling.places(number, block.channels, plan.lanes),
+            });
+        }
+        // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not whole
+        // reach into what is written next, or that does not count.
+        unsafe {
+            self.kernel.winograd.transform_weights(&TransformWeights {
+                from: o.weight.wrapping_offset(from),
+                output,
+                outputs: outputs.len(),
+                steps: [h.reach.weight_step * row, w.reach.weight_step * column],
+                apart: [h.tap_step, w.tap_step],
+                pieces: pieces.as_slice(),
+                channel,
+                channels: block.channels,
+                to,
+                to_output: plan.weights_pitch(),
+            });
         }
     }
 
@@ -222,7 +228,7 @@ impl<T: Vector> Worker<'_, T> {
     /// As [`run`]; the strip is packed at `place` and the weights are transformed.
     unsafe fn multiply(
         &self,
-        channels: &[Range<usize>; POSITIONS],
+        block: &Block,
         outputs: &Range<usize>,
         weights: *const T,
         place: usize,
@@ -235,13 +241,13 @@ impl<T: Vector> Worker<'_, T> {
             self.kernel.winograd.multiply(
                 strip.vectors,
                 &Multiply {
+                    channels: &block.channels_at,
                     inputs: self.panel(place),
                     input_channel: width,
-                    input_position: plan.position(width),
+                    input_gap: GAP,
                     weights,
+                    weight_gap: plan.lanes,
                     weight_output: plan.weights_pitch(),
-                    weight_position: plan.outputs * plan.weights_pitch(),
-                    channels,
                     outputs: outputs.len(),
                     sums,
                     sum_position,
@@ -282,7 +288,7 @@ impl<T: Vector> Worker<'_, T> {
         unsafe {
             for r in 0..outputs.len() {
                 for strip in self.strips.iter() {
-                    finite &= self.kernel.winograd.transform_additions(&TransformInPlace {
+                    finite &= self.kernel.winograd.transform_additions(&TransformAdditions {
                         at: sums.wrapping_add(r * from_channel + strip.lane),
                         position,
                         len: strip.vectors * plan.lanes,

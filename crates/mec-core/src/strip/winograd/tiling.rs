@@ -1,6 +1,9 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
-use crate::kernel::{Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, SIDE, TransformInPlace, Vector};
+use crate::kernel::{
+    Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE, TransformInPlace, Vector,
+    product_positions, taps_before,
+};
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
 use crate::strip::panel::{List, Source, inside_columns};
@@ -10,12 +13,15 @@ use std::ops::Range;
 const TAPS: usize = 3;
 
 /// Most pieces along one axis: 11 taps at stride 4 and 7 taps at any stride have fewer.
-const MAX_PIECES: usize = 4;
+const MAX_AXIS_PIECES: usize = 4;
+
+/// Most pieces.
+pub(super) const MAX_PIECES: usize = MAX_AXIS_PIECES * MAX_AXIS_PIECES;
 
 /// Most tiles of an image where they are of inputs: a panel holds whole images.
 const MAX_IMAGE_TILES: usize = 128;
 
-/// Elements between the positions of a panel beyond what they hold: a cache line at least, so that
+/// Elements between the positions of a panel, and of sums, beyond what they hold: a cache line at least, so that
 /// positions do not all begin in the same set of the first-level cache.
 pub(super) const GAP: usize = 16;
 
@@ -26,8 +32,8 @@ pub(super) struct Piece {
     pub tap: usize,
     /// Taps.
     pub taps: usize,
-    /// Input positions from the correlation's first tap to this piece's.
-    offset: usize,
+    /// Input positions from the correlation's first tap to the first of the three of which this piece has some.
+    offset: isize,
 }
 
 /// One axis of a correlation, cut into tiles and its kernel into pieces.
@@ -42,9 +48,10 @@ pub(super) struct Axis {
     pub tap_step: usize,
     /// Tiles of outputs that leave the same remainder by the distance.
     pub tiles: usize,
-    pieces: [Piece; MAX_PIECES],
-    /// How many pieces have all taps: those come first.
-    whole: usize,
+    /// Those with the most taps come first. The others have one tap less, and so fewer products.
+    pieces: [Piece; MAX_AXIS_PIECES],
+    /// How many pieces have the most taps.
+    larger: usize,
     /// How many pieces there are.
     pub count: usize,
 }
@@ -58,7 +65,7 @@ impl Axis {
         }
         let (distance, unit) =
             if dilated { (reach.tap_step, reach.tap_step) } else { (1, reach.step) };
-        let mut pieces = [Piece::default(); MAX_PIECES];
+        let mut pieces = [Piece::default(); MAX_AXIS_PIECES];
         let mut count = 0;
         for first in 0..reach.step.min(reach.taps) {
             let mut taps = (reach.taps - first).div_ceil(reach.step);
@@ -66,14 +73,15 @@ impl Axis {
             while taps > 0 {
                 // Four taps are two and two: six products for two outputs, where three and one take seven.
                 let these = if taps == 4 { 2 } else { taps.min(TAPS) };
-                *pieces.get_mut(count)? = Piece { tap, taps: these, offset: tap * reach.tap_step };
+                let offset = (tap * reach.tap_step) as isize - (taps_before(these) * unit) as isize;
+                *pieces.get_mut(count)? = Piece { tap, taps: these, offset };
                 count += 1;
                 tap += these * reach.step;
                 taps -= these;
             }
         }
-        pieces[..count].sort_by_key(|piece| TAPS - piece.taps.max(TAPS - 1));
-        let whole = pieces[..count].iter().filter(|piece| piece.taps == TAPS).count();
+        pieces[..count].sort_by_key(|piece| TAPS - piece.taps);
+        let larger = pieces[..count].partition_point(|piece| piece.taps == pieces[0].taps);
         let tiles = reach.output.div_ceil(distance).div_ceil(OUTPUTS);
         Some(Self {
             reach: *reach,
@@ -82,15 +90,21 @@ impl Axis {
             tap_step: reach.step,
             tiles,
             pieces,
-            whole,
+            larger,
             count,
         })
     }
 
-    /// Pieces that have products at the last position, and the others.
+    /// Pieces with the most taps, and the others.
     fn classes(&self) -> [&[Piece]; 2] {
-        let (whole, others) = self.pieces[..self.count].split_at(self.whole);
-        [whole, others]
+        let (larger, others) = self.pieces[..self.count].split_at(self.larger);
+        [larger, others]
+    }
+
+    /// How many pieces have a product at `position`: none, the first ones or all.
+    fn pieces_at(&self, position: usize) -> usize {
+        let has = |piece: &&Piece| product_positions(piece.taps).contains(&position);
+        self.pieces[..self.count].iter().filter(has).count()
     }
 
     /// Tiles of one image along this axis.
@@ -102,15 +116,14 @@ impl Axis {
     fn output(&self, remainder: usize, tile: usize) -> usize {
         remainder + tile * OUTPUTS * self.distance
     }
-
-    /// Products of one tile along this axis.
-    pub fn products(&self) -> usize {
-        self.whole * SIDE + (self.count - self.whole) * (SIDE - 1)
-    }
 }
 
 /// Most tiles of a strip.
 pub(super) const MAX_TILES: usize = 96;
+
+/// Channels that are packed at a time, all pieces and runs of them, so that rows are read from the first-level
+/// cache but once.
+const BLOCK: usize = 16;
 
 /// Tiles of a strip that lie in one row.
 #[derive(Debug, Clone, Copy)]
@@ -141,13 +154,6 @@ impl Strip {
     }
 }
 
-/// Where a strip is packed: `[position][piece][channel][tile]`.
-pub(super) struct Panel<T> {
-    pub to: *mut T,
-    /// Elements from a position to the next.
-    pub position: usize,
-}
-
 /// A correlation, cut into tiles and pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiling {
@@ -158,7 +164,13 @@ pub(super) struct Tiling {
     /// Where tiles are of inputs: the output row and column to which an image's first tile adds first. It may
     /// lie outside.
     pub first_output: Option<[isize; 2]>,
-    pieces: [(Piece, Piece); MAX_PIECES * MAX_PIECES],
+    pieces: [(Piece, Piece); MAX_PIECES],
+    /// The first piece with a product at each position; those that have one follow each other.
+    first: [usize; POSITIONS],
+    /// How many have one.
+    at: [usize; POSITIONS],
+    /// Products of one tile: how many have one, of all positions.
+    pub products: usize,
 }
 
 impl Tiling {
@@ -171,8 +183,8 @@ impl Tiling {
     /// correlation's. `None` where it cannot be.
     pub fn of_inputs(c: &Correlation) -> Option<Self> {
         let turned = |reach: &Reach| {
-            let last = reach.taps - 1;
-            (reach.step == 1 && (last == 0 || reach.tap_step == 1)).then_some(Reach {
+            let last = reach.taps.checked_sub(1)?;
+            (reach.step == 1 && last > 0 && reach.tap_step == 1).then_some(Reach {
                 output: reach.input,
                 base: 0,
                 weight_first: reach
@@ -213,9 +225,18 @@ impl Tiling {
         let pairs = classes.into_iter().flat_map(|(rows, columns)| {
             rows.iter().flat_map(move |&row| columns.iter().map(move |&column| (row, column)))
         });
-        let mut pieces = [Default::default(); MAX_PIECES * MAX_PIECES];
+        let mut pieces = [Default::default(); MAX_PIECES];
         pieces.iter_mut().zip(pairs).for_each(|(piece, pair)| *piece = pair);
-        Some(Self { height, width, tiles, first_output: None, pieces })
+        let others = height.larger * (width.count - width.larger);
+        let (mut first, mut at) = ([0; POSITIONS], [0; POSITIONS]);
+        for position in 0..POSITIONS {
+            let rows = height.pieces_at(position / SIDE);
+            let columns = width.pieces_at(position % SIDE);
+            first[position] = if columns > width.larger { 0 } else { others };
+            at[position] = rows * columns;
+        }
+        let products = at.iter().sum();
+        Some(Self { height, width, tiles, first_output: None, pieces, first, at, products })
     }
 
     /// Tiles of an image.
@@ -223,19 +244,9 @@ impl Tiling {
         self.height.all_tiles() * self.width.all_tiles()
     }
 
-    /// Rows and columns of the input that a tile meets.
-    fn side(&self) -> usize {
-        if self.first_output.is_some() { OUTPUTS } else { SIDE }
-    }
-
     /// Pieces of the kernel.
     pub fn count(&self) -> usize {
         self.height.count * self.width.count
-    }
-
-    /// Products of one tile.
-    pub fn products(&self) -> usize {
-        self.height.products() * self.width.products()
     }
 
     /// The strip of the tiles `first..end`, in `width` lanes, whole registers.
@@ -270,28 +281,32 @@ impl Tiling {
         (row, if row < h.reach.output { columns } else { 0 })
     }
 
-    /// The pieces of the kernel, by rows and columns, in the panel's order: (whole, not), (whole, whole),
-    /// (not, whole), (not, not). Those with a product at a position then follow each other, whichever it is.
+    /// The pieces of the kernel, by rows and columns, in the panel's order: (larger, not), (larger, larger),
+    /// (not, larger), (not, not). Those with a product at a position then follow each other, whichever it is.
     pub fn pieces(&self) -> impl Iterator<Item = (Piece, Piece)> {
         self.pieces[..self.count()].iter().copied()
     }
 
-    /// The channels of the panel with a product at each position, of pieces that have `channels` each: of
-    /// two rows of the kernel nothing is left at the last position.
-    pub fn channels_at(&self, channels: usize) -> [Range<usize>; POSITIONS] {
-        let (h, w) = (&self.height, &self.width);
-        let columns_missing = h.whole * (w.count - w.whole);
+    /// How many of the channels of all pieces, of `channels` each, have a product at each position.
+    pub fn channels_at(&self, channels: usize) -> [usize; POSITIONS] {
+        self.at.map(|pieces| pieces * channels)
+    }
+
+    /// Where piece number `piece` is at each position, in `[position][piece][what a piece has]`: only pieces with
+    /// a product at a position are there. A piece has `each` elements, and `gap` more are behind each position.
+    pub fn places(&self, piece: usize, each: usize, gap: usize) -> Places {
+        let mut before = 0;
         std::array::from_fn(|position| {
-            let (last_row, last_column) =
-                (position / SIDE == SIDE - 1, position % SIDE == SIDE - 1);
-            let first = if last_column { columns_missing } else { 0 };
-            let end = match (last_row, last_column) {
-                (true, _) => h.whole * w.count,
-                (false, true) => columns_missing + h.count * w.whole,
-                (false, false) => h.count * w.count,
-            };
-            first * channels..end * channels
+            let behind = piece.wrapping_sub(self.first[position]).wrapping_mul(each);
+            let place = behind.wrapping_add(before);
+            before += self.at[position] * each + gap;
+            place
         })
+    }
+
+    /// Elements of all positions, as [`Tiling::places`] counts them.
+    pub fn places_len(&self, each: usize, gap: usize) -> usize {
+        self.products * each + POSITIONS * gap
     }
 
     /// What a reader of the plan sees of correlation `c`, cut so.
@@ -321,41 +336,47 @@ impl Tiling {
         kernel: &Kernel<T>,
         strip: &Strip,
         source: &Source<T>,
-        panel: &Panel<T>,
+        panel: *mut T,
     ) {
         let (h, w) = (&self.height, &self.width);
-        let len = self.count() * source.channels * strip.width;
+        let len = source.channels * strip.width;
         if self.first_output.is_none() && kernel.winograd.packs_tiles() {
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
-                unsafe { panel.to.write_bytes(0, POSITIONS * panel.position) };
+                unsafe { panel.write_bytes(0, self.places_len(len, GAP)) };
             }
-            for (number, (rows, columns)) in self.pieces().enumerate() {
-                for run in strip.runs() {
-                    let top = first_input(h, run.row, rows);
-                    let left = first_input(w, run.column, columns);
-                    let across = OUTPUTS * (run.tiles - 1) + SIDE;
-                    let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
-                    let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
-                    let [image, channel, row, column] = source.strides;
-                    let offset = run.image as isize * image + top * row + left * column;
-                    // SAFETY: only positions inside the input are named as such; the strip has the lanes.
-                    unsafe {
-                        kernel.winograd.pack_tiles(&PackTiles {
-                            from: source.first.wrapping_offset(offset),
-                            from_channel: channel,
-                            from_row: h.unit as isize * row,
-                            from_column: w.unit as isize * column,
-                            rows: above..above + inside_rows,
-                            columns: before..before + inside,
-                            tiles: run.tiles,
-                            channels: source.channels,
-                            to: panel.to.wrapping_add(number * source.channels * strip.width),
-                            lane: run.lane,
-                            width: strip.width,
-                            to_channel: strip.width,
-                            position: panel.position,
-                        });
+            let channels = if self.count() > 1 { BLOCK } else { source.channels };
+            for first in (0..source.channels).step_by(channels) {
+                for (number, (rows, columns)) in self.pieces().enumerate() {
+                    let places = self.places(number, len, GAP);
+                    for run in strip.runs() {
+                        let top = first_input(h, run.row, rows);
+                        let left = first_input(w, run.column, columns);
+                        let across = OUTPUTS * (run.tiles - 1) + SIDE;
+                        let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
+                        let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
+                        let [image, channel, row, column] = source.strides;
+                        let offset = run.image as isize * image + top * row + left * column;
+                        // SAFETY: only positions inside the input are named as such; the strip has the lanes.
+                        unsafe {
+                            kernel.winograd.pack_tiles(&PackTiles {
+                                from: source
+                                    .first
+                                    .wrapping_offset(offset + first as isize * channel),
+                                from_channel: channel,
+                                from_row: h.unit as isize * row,
+                                from_column: w.unit as isize * column,
+                                rows: above..above + inside_rows,
+                                columns: before..before + inside,
+                                tiles: run.tiles,
+                                channels: channels.min(source.channels - first),
+                                taps: [rows.taps, columns.taps],
+                                to: panel.wrapping_add(first * strip.width),
+                                places,
+                                lane: run.lane,
+                                width: strip.width,
+                            });
+                        }
                     }
                 }
             }
@@ -363,17 +384,21 @@ impl Tiling {
         }
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
-            self.pack_plain(kernel, strip, source, panel);
-            let inputs = TransformInPlace { at: panel.to, position: panel.position, len };
-            if self.first_output.is_some() {
-                kernel.winograd.transform_tiles(&inputs);
-            } else {
-                kernel.winograd.transform_inputs(&inputs);
+            for (number, (rows, columns)) in self.pieces().enumerate() {
+                let places = self.places(number, len, GAP);
+                let taps = [rows.taps, columns.taps];
+                self.pack_plain(kernel, strip, source, (rows, columns), panel, &places);
+                let inputs = TransformInPlace { taps, at: panel, places, len };
+                if self.first_output.is_some() {
+                    kernel.winograd.transform_tiles(&inputs);
+                } else {
+                    kernel.winograd.transform_inputs(&inputs);
+                }
             }
         }
     }
 
-    /// Packs the input as it is.
+    /// Packs the input that a piece meets, as it is.
     ///
     /// # Safety
     ///
@@ -383,30 +408,38 @@ impl Tiling {
         kernel: &Kernel<T>,
         strip: &Strip,
         source: &Source<T>,
-        panel: &Panel<T>,
+        (rows, columns): (Piece, Piece),
+        panel: *mut T,
+        places: &Places,
     ) {
         let (h, w) = (&self.height, &self.width);
         let [image, channel, row, column] = source.strides;
         let used = strip.runs().last().map_or(0, |run| run.lane + run.tiles);
         let step = OUTPUTS * w.unit;
-        let side = self.side();
-        for (number, (rows, columns)) in self.pieces().enumerate() {
-            let to = panel.to.wrapping_add(number * source.channels * strip.width);
-            for run in strip.runs() {
-                let idle = if run.lane + run.tiles == used { strip.width - used } else { 0 };
-                let top = first_input(h, run.row, rows);
-                let (above, inside) = inside_columns(top, h.unit, h.reach.input, side);
-                for j in 0..side {
+        // Of tiles of inputs, the inputs.
+        let met = |taps: usize| match self.first_output {
+            Some(_) => 0..OUTPUTS,
+            None => product_positions(taps),
+        };
+        // Rows of one piece are as far from each other in the panel, if it is the only one.
+        let together = if self.count() == 1 { met(rows.taps).len() } else { 1 };
+        for run in strip.runs() {
+            let idle = if run.lane + run.tiles == used { strip.width - used } else { 0 };
+            for i in met(rows.taps).step_by(together) {
+                let top = first_input(h, run.row, rows) + (i * h.unit) as isize;
+                let (above, inside) = inside_columns(top, h.unit, h.reach.input, together);
+                for j in met(columns.taps) {
                     let left = first_input(w, run.column, columns) + (j * w.unit) as isize;
                     let (before, columns) = inside_columns(left, step, w.reach.input, run.tiles);
                     let start = left + (before * step) as isize;
+                    let place = |i: usize| places[i * SIDE + j];
+                    let to_row = if together > 1 { place(i + 1) - place(i) } else { 0 };
                     let parts =
-                        [(0, above, 0), (above, inside, columns), (above + inside, side, 0)];
+                        [(0, above, 0), (above, inside, columns), (above + inside, together, 0)];
                     for (from_row, rows, columns) in parts {
-                        let rows = rows.min(side - from_row);
+                        let rows = rows.min(together - from_row);
                         let y = top + (from_row * h.unit) as isize;
                         let offset = run.image as isize * image + y * row + start * column;
-                        let at = (from_row * SIDE + j) * panel.position + run.lane;
                         // SAFETY: only rows and columns inside the input are read; the lanes written
                         // are this run's, and the idle ones behind the last run.
                         unsafe {
@@ -415,9 +448,9 @@ impl Tiling {
                                 from_channel: channel,
                                 from_row: h.unit as isize * row,
                                 from_column: step as isize * column,
-                                to: to.wrapping_add(at),
+                                to: panel.wrapping_add(place(i) + from_row * to_row + run.lane),
                                 to_channel: strip.width,
-                                to_row: SIDE * panel.position,
+                                to_row,
                                 channels: source.channels,
                                 rows,
                                 before,
@@ -434,7 +467,7 @@ impl Tiling {
 
 /// The input position of a tile's position 0: of the tile that begins at `output`, for `piece`.
 fn first_input(axis: &Axis, output: usize, piece: Piece) -> isize {
-    (output * axis.reach.step + piece.offset) as isize + axis.reach.base
+    (output * axis.reach.step) as isize + piece.offset + axis.reach.base
 }
 
 #[cfg(test)]
@@ -468,19 +501,25 @@ mod tests {
             (3, 1, 2),
             (8, 1, 3),
             (2, 3, 1),
+            (3, 2, 1),
+            (5, 4, 1),
         ] {
             let axis = Axis::new(&reach(taps, step, tap_step)).unwrap();
             let mut met = Vec::new();
             for piece in axis.pieces.iter().take(axis.count) {
                 for j in 0..piece.taps {
                     met.push(piece.tap + j * axis.tap_step);
-                    assert_eq!(piece.offset + j * axis.unit, met.last().unwrap() * tap_step);
+                    let place = (j + taps_before(piece.taps)) * axis.unit;
+                    let position = piece.offset + place as isize;
+                    assert_eq!(position, (met.last().unwrap() * tap_step) as isize);
                 }
             }
             met.sort_unstable();
             assert!(met.into_iter().eq(0..taps));
-            let [whole, others] = axis.classes();
-            assert!(whole.iter().all(|p| p.taps == 3) && others.iter().all(|p| p.taps < 3));
+            let [larger, others] = axis.classes();
+            let most = larger[0].taps;
+            assert!(larger.iter().all(|p| p.taps == most));
+            assert!(others.iter().all(|p| p.taps + 1 == most));
         }
         assert!(Axis::new(&reach(3, 2, 2)).is_none());
         assert!(Axis::new(&reach(13, 1, 1)).is_none());

@@ -13,7 +13,7 @@
 //! ```
 
 use super::blocks::Blocks;
-use super::tiling::{Panel, Strip};
+use super::tiling::{GAP, Strip};
 use crate::kernel::{
     Accumulate, Kernel, OUTPUTS, SIDE, TransformGradients, TransformSums, Transpose, Vector,
 };
@@ -135,8 +135,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                 let count = tiles.len();
                 let width = count.next_multiple_of(self.kernel.lanes);
                 let strip = plan.tiling.strip(tiles, width);
-                let panel = Panel { to: self.panel, position: plan.positions()[0] };
-                plan.tiling.pack(self.kernel, &strip, &source, &panel);
+                plan.tiling.pack(self.kernel, &strip, &source, self.panel);
                 for (first, width) in self.tiles() {
                     self.pack_gradients(&strip, count, (first, width));
                     self.multiply(&strip, count, (first, width), number > 0);
@@ -191,7 +190,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                 width,
                 tiles,
                 to: self.dy,
-                position: plan.positions()[1],
+                position: plan.dy_position(),
             });
         }
     }
@@ -209,34 +208,38 @@ impl<'a, T: Vector> Worker<'a, T> {
         onto: bool,
     ) {
         let plan = self.plan;
-        let [panel_position, dy_position, sums_position] = plan.positions();
+        let (channels, outputs) = (self.block.channels.len(), plan.division.outputs());
         let vectors = width / self.kernel.lanes;
-        for (position, channels) in
-            plan.tiling.channels_at(self.block.channels.len()).into_iter().enumerate()
-        {
-            let panel = self.panel.wrapping_add(position * panel_position);
-            let sums = self.sums.wrapping_add(position * sums_position + first);
+        let (mut inputs, mut sums) = (self.panel.cast_const(), self.sums.wrapping_add(first));
+        for (position, channels) in plan.tiling.channels_at(channels).into_iter().enumerate() {
             let mut sum = Accumulate {
-                inputs: panel.wrapping_add(channels.start * strip.width),
+                inputs,
                 input_channel: strip.width,
-                channels: channels.len(),
-                gradients: self.dy.wrapping_add(position * dy_position),
+                channels,
+                gradients: self.dy.wrapping_add(position * plan.dy_position()),
                 tiles,
-                sums: sums.wrapping_add(channels.start * plan.division.outputs()),
-                sum_channel: plan.division.outputs(),
+                sums,
+                sum_channel: outputs,
                 onto,
             };
+            inputs = inputs.wrapping_add(channels * strip.width + GAP);
+            sums = sums.wrapping_add(channels * outputs + GAP);
             // SAFETY: panel, `dy`, sums and ones have room for what the plan says.
             unsafe {
                 self.kernel.winograd.accumulate(vectors, &sum);
                 if self.bias && position == SUM {
-                    // One more channel behind the others, of ones.
+                    // One more channel, of ones.
                     (sum.inputs, sum.channels) = (self.ones, 1);
-                    sum.sums = sums.wrapping_add(channels.end * plan.division.outputs());
+                    sum.sums = self.bias_sums().wrapping_add(first);
                     self.kernel.winograd.accumulate(vectors, &sum);
                 }
             }
         }
+    }
+
+    /// The sums of the bias gradient, behind those of all channels.
+    fn bias_sums(&self) -> *mut T {
+        self.sums.wrapping_add(self.plan.places_lens()[1])
     }
 
     /// Transforms the sums into the block's part of the result; whether all of it is finite.
@@ -247,24 +250,22 @@ impl<'a, T: Vector> Worker<'a, T> {
     unsafe fn transform(&self) -> bool {
         let (c, plan) = (self.c, self.plan);
         let (h, w) = (&plan.tiling.height, &plan.tiling.width);
-        let position = plan.positions()[2];
+        let (channels, width) = (self.block.channels.len(), plan.division.outputs());
         let mut finite = true;
         for (number, (rows, columns)) in plan.tiling.pieces().enumerate() {
-            let [row, column] = [c.width.taps * plan.division.outputs(), plan.division.outputs()];
+            let [row, column] = [c.width.taps * width, width];
             let to = self.result.wrapping_add(rows.tap * row + columns.tap * column);
             // SAFETY: the sums at the positions of the piece's taps are there, the plan made room.
             unsafe {
                 finite &= self.kernel.winograd.transform_sums(&TransformSums {
-                    from: self
-                        .sums
-                        .wrapping_add(number * self.block.channels.len() * plan.division.outputs()),
-                    position,
-                    channels: self.block.channels.len(),
-                    width: plan.division.outputs(),
+                    from: self.sums,
+                    places: plan.tiling.places(number, channels * width, GAP),
+                    channels,
+                    width,
                     taps: [rows.taps, columns.taps],
                     to,
                     steps: [h.tap_step * row, w.tap_step * column],
-                    to_channel: c.taps() * plan.division.outputs(),
+                    to_channel: c.taps() * width,
                 });
             }
         }
@@ -277,11 +278,8 @@ impl<'a, T: Vector> Worker<'a, T> {
     ///
     /// As [`run`], after [`Worker::transform`]; no other task is adding to this block.
     unsafe fn add(&self, onto: bool) {
-        let (plan, width) = (self.plan, self.plan.division.outputs());
-        // Behind all channels of its position.
-        let end = plan.tiling.channels_at(self.block.channels.len())[SUM].end;
-        let at = SUM * plan.positions()[2] + end * width;
-        let bias = self.bias.then(|| self.sums.wrapping_add(at).cast_const());
+        let width = self.plan.division.outputs();
+        let bias = self.bias.then(|| self.bias_sums().cast_const());
         let sums = (self.result.cast_const(), width);
         // SAFETY: the caller vouches for the result.
         unsafe { self.block.add(self.kernel, self.c, self.operands, sums, bias, onto) };
