@@ -17,7 +17,9 @@
 //! `F(2x2, 3x3)` wants three taps at the distance of two neighbouring outputs. Any kernel is a sum of
 //! such *pieces*, which the micro-kernel meets as further channels: of 5 taps one piece has 3 and one 2;
 //! at a stride, taps with one remainder by the stride are pieces of their own (of 11 taps at stride 4:
-//! 3, 3, 3 and 2). At a dilation it is outputs that far apart that share a tile.
+//! 3, 3, 3 and 2; of 3 taps at stride 2: 2 and 1). A piece of fewer taps has products at fewer positions, and
+//! panel, weights and sums have room for those alone. At a dilation it is outputs that far apart that share a
+//! tile.
 //!
 //! Where the kernel reaches beyond the input, as in the input gradient of an unpadded layer, there are fewer
 //! tiles of inputs than of outputs. The transposed filtering takes those: each adds to 4 x 4 outputs. A panel
@@ -70,6 +72,8 @@ pub(crate) struct Winograd {
 const PRODUCT: f64 = 0.6;
 /// The same in the plain correlation.
 const PLAIN_PRODUCT: f64 = 0.66;
+/// The same where inputs or outputs are a stride apart: packing and storing take longer (Zen 3).
+const STRIDED_PRODUCT: f64 = 0.8;
 /// Packing and transforming a register of tiles at one position, of one piece and channel.
 const INPUT: f64 = 5.6;
 /// Transforming the weights of one position, piece, channel and output.
@@ -113,7 +117,9 @@ pub(crate) fn jobs(
 fn plain_cycles(c: &Correlation, size: TileSize) -> f64 {
     let positions = c.batch * c.height.output * c.width.output;
     let products = c.groups * c.outputs * c.channels * c.all_taps();
-    products as f64 * positions.div_ceil(size.lanes) as f64 * PLAIN_PRODUCT
+    let strided = [&c.height, &c.width].iter().any(|axis| axis.step > 1 || axis.out_step > 1);
+    let product = if strided { STRIDED_PRODUCT } else { PLAIN_PRODUCT };
+    products as f64 * positions.div_ceil(size.lanes) as f64 * product
 }
 
 /// Bytes of the list of so many jobs, and of that of correlations from which it is made.
