@@ -65,6 +65,17 @@ fn options() -> Vec<Problem> {
         problem("stride 2 x 1", [2, 3, 9, 11], [4, 3, 3, 3]).stride(2, 1),
         problem("stride 1 x 2", [2, 3, 9, 11], [4, 3, 3, 3]).stride(1, 2),
         problem("stride 2, same", [2, 4, 8, 8], [5, 4, 3, 3]).stride(2, 2).same(1),
+        problem("stride 2, registers and a rest of channels", [2, 19, 14, 39], [13, 19, 3, 3])
+            .stride(2, 2)
+            .same(1),
+        problem("stride 2 x 1, registers and a rest of channels", [1, 18, 9, 20], [7, 18, 3, 3])
+            .stride(2, 1)
+            .same(1),
+        problem("stride 2, groups, 5x5", [1, 34, 12, 13], [14, 17, 5, 5])
+            .stride(2, 2)
+            .same(2)
+            .groups(2),
+        problem("stride 4, padded", [2, 9, 21, 70], [7, 9, 9, 9]).stride(4, 4).same(3),
         problem("stride 3, 5x5", [2, 2, 17, 14], [3, 2, 5, 5]).stride(3, 3).same(2),
         problem("stride 4, 11x11", [1, 3, 35, 35], [8, 3, 11, 11]).stride(4, 4),
         problem("stride 4, 11x11, many columns", [1, 2, 15, 83], [4, 2, 11, 11]).stride(4, 4),

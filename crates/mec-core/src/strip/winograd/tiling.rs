@@ -121,8 +121,8 @@ impl Axis {
 /// Most tiles of a strip.
 pub(super) const MAX_TILES: usize = 96;
 
-/// Channels that are packed at a time, all pieces and runs of them, so that rows are read from the first-level
-/// cache but once.
+/// Channels of which all pieces are packed before the next: all but the first piece find their rows in the
+/// first-level cache (r2 1.02 times as fast).
 const BLOCK: usize = 16;
 
 /// Tiles of a strip that lie in one row.
@@ -338,62 +338,84 @@ impl Tiling {
         source: &Source<T>,
         panel: *mut T,
     ) {
-        let (h, w) = (&self.height, &self.width);
         let len = source.channels * strip.width;
         if self.first_output.is_none() && kernel.winograd.packs_tiles() {
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
                 unsafe { panel.write_bytes(0, self.places_len(len, GAP)) };
             }
-            let channels = if self.count() > 1 { BLOCK } else { source.channels };
-            for first in (0..source.channels).step_by(channels) {
-                for (number, (rows, columns)) in self.pieces().enumerate() {
+            let most = if self.count() > 1 { BLOCK } else { source.channels };
+            for first in (0..source.channels).step_by(most) {
+                let block = Source {
+                    first: source.first.wrapping_offset(first as isize * source.strides[1]),
+                    strides: source.strides,
+                    channels: most.min(source.channels - first),
+                };
+                let panel = panel.wrapping_add(first * strip.width);
+                for (number, piece) in self.pieces().enumerate() {
                     let places = self.places(number, len, GAP);
-                    for run in strip.runs() {
-                        let top = first_input(h, run.row, rows);
-                        let left = first_input(w, run.column, columns);
-                        let across = OUTPUTS * (run.tiles - 1) + SIDE;
-                        let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
-                        let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
-                        let [image, channel, row, column] = source.strides;
-                        let offset = run.image as isize * image + top * row + left * column;
-                        // SAFETY: only positions inside the input are named as such; the strip has the lanes.
-                        unsafe {
-                            kernel.winograd.pack_tiles(&PackTiles {
-                                from: source
-                                    .first
-                                    .wrapping_offset(offset + first as isize * channel),
-                                from_channel: channel,
-                                from_row: h.unit as isize * row,
-                                from_column: w.unit as isize * column,
-                                rows: above..above + inside_rows,
-                                columns: before..before + inside,
-                                tiles: run.tiles,
-                                channels: channels.min(source.channels - first),
-                                taps: [rows.taps, columns.taps],
-                                to: panel.wrapping_add(first * strip.width),
-                                places,
-                                lane: run.lane,
-                                width: strip.width,
-                            });
-                        }
-                    }
+                    // SAFETY: the same contract.
+                    unsafe { self.pack_tiles(kernel, strip, &block, piece, panel, places) };
                 }
             }
             return;
         }
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
-            for (number, (rows, columns)) in self.pieces().enumerate() {
+            for (number, piece) in self.pieces().enumerate() {
                 let places = self.places(number, len, GAP);
-                let taps = [rows.taps, columns.taps];
-                self.pack_plain(kernel, strip, source, (rows, columns), panel, &places);
+                let taps = [piece.0.taps, piece.1.taps];
+                self.pack_plain(kernel, strip, source, piece, panel, &places);
                 let inputs = TransformInPlace { taps, at: panel, places, len };
                 if self.first_output.is_some() {
                     kernel.winograd.transform_tiles(&inputs);
                 } else {
                     kernel.winograd.transform_inputs(&inputs);
                 }
+            }
+        }
+    }
+
+    /// Packs and transforms the input that a piece meets, in one.
+    ///
+    /// # Safety
+    ///
+    /// As [`Tiling::pack`]; the kernel packs tiles.
+    unsafe fn pack_tiles<T: Vector>(
+        &self,
+        kernel: &Kernel<T>,
+        strip: &Strip,
+        source: &Source<T>,
+        (rows, columns): (Piece, Piece),
+        panel: *mut T,
+        places: Places,
+    ) {
+        let (h, w) = (&self.height, &self.width);
+        let [image, channel, row, column] = source.strides;
+        for run in strip.runs() {
+            let top = first_input(h, run.row, rows);
+            let left = first_input(w, run.column, columns);
+            let across = OUTPUTS * (run.tiles - 1) + SIDE;
+            let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
+            let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
+            let offset = run.image as isize * image + top * row + left * column;
+            // SAFETY: only positions inside the input are named as such; the strip has the lanes.
+            unsafe {
+                kernel.winograd.pack_tiles(&PackTiles {
+                    from: source.first.wrapping_offset(offset),
+                    from_channel: channel,
+                    from_row: h.unit as isize * row,
+                    from_column: w.unit as isize * column,
+                    rows: above..above + inside_rows,
+                    columns: before..before + inside,
+                    tiles: run.tiles,
+                    channels: source.channels,
+                    taps: [rows.taps, columns.taps],
+                    to: panel,
+                    places,
+                    lane: run.lane,
+                    width: strip.width,
+                });
             }
         }
     }
