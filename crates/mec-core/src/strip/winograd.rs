@@ -263,9 +263,12 @@ impl Winograd {
         let register = channels * outputs * products * PRODUCT
             + channels * products * INPUT
             + blocks * outputs * if self.whole_images() { ADDITION } else { OUTPUT };
-        let whole = c.channels / self.channels * self.channels.next_multiple_of(self.lanes)
-            + (c.channels % self.channels).next_multiple_of(self.lanes);
-        let task = whole as f64 * products * outputs * WEIGHT;
+        // Blocks of channels that are not whole registers transform more of them.
+        let whole = |channels: usize| channels.next_multiple_of(self.lanes);
+        let blocked =
+            c.channels / self.channels * whole(self.channels) + whole(c.channels % self.channels);
+        let more = blocked as f64 / whole(c.channels) as f64;
+        let task = channels * products * outputs * WEIGHT * more;
         let tasks = self.tasks(c.groups).div_ceil(threads);
         if threads == 1 {
             // The last panel may have less to do.
