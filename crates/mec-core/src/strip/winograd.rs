@@ -176,7 +176,8 @@ impl Winograd {
         for blocks in 1..=c.channels {
             let even = c.channels.div_ceil(blocks);
             // Weights are transformed in whole registers of channels.
-            for channels in [even, even.next_multiple_of(size.lanes).min(c.channels)] {
+            let whole = even.next_multiple_of(size.lanes).min(c.channels);
+            for channels in [even, whole].into_iter().take(if whole > even { 2 } else { 1 }) {
                 plan.channels = channels;
                 let most = plan.most_units(size, limit).min(plan.units);
                 if most > 0 {

@@ -12,8 +12,8 @@ use std::ops::Range;
 ///
 /// Positions (`rows`, `columns`) can be read where they lie inside the input, and count as zero elsewhere;
 /// tile `n` meets the columns from `2 * n` on. Lane `lane + n` of `width`, a whole number of registers, can
-/// be written for each channel at each position with a product, and so can the lanes behind them: runs are
-/// packed in order.
+/// be written for each channel at each position with a product, and so can the lanes behind them. Those before
+/// have been written: runs are packed in order.
 pub struct PackTiles<T> {
     /// Row 0, column 0 of the first tile and channel.
     pub from: *const T,
@@ -31,7 +31,7 @@ pub struct PackTiles<T> {
     pub tiles: usize,
     /// Channels.
     pub channels: usize,
-    /// Kernel rows and columns, 1 to 3 each.
+    /// Rows and columns of the piece of the kernel, 1 to 3 each.
     pub taps: [usize; 2],
     /// The panel.
     pub to: *mut T,
