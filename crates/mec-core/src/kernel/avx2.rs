@@ -65,16 +65,21 @@ unsafe fn strided<const STEP: usize>(p: &Pack<f32>) {
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn even(a: __m256, b: __m256) -> __m256 {
-    let halves = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(a, b));
-    _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(halves))
+    in_order(_mm256_shuffle_ps::<0x88>(a, b))
 }
 
 /// Lanes 1, 3, 5, ... of two registers.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn odd(a: __m256, b: __m256) -> __m256 {
-    let halves = _mm256_castps_pd(_mm256_shuffle_ps::<0xdd>(a, b));
-    _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(halves))
+    in_order(_mm256_shuffle_ps::<0xdd>(a, b))
+}
+
+/// What a shuffle within halves took from two registers: the first one's lanes, then the second's.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn in_order(shuffled: __m256) -> __m256 {
+    _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(_mm256_castps_pd(shuffled)))
 }
 
 /// The mask of the lanes `start..end`.

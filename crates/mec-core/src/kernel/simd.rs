@@ -109,22 +109,8 @@ pub(super) unsafe fn store_pieces<T: Copy, const LANES: usize>(
     count: usize,
     value: [T; LANES],
 ) {
-    // SAFETY: the same contract.
-    unsafe { copy_pieces::<T, LANES>(to, count, value.as_ptr()) }
-}
-
-/// The same, from memory.
-///
-/// # Safety
-///
-/// `count` elements can be read and written, fewer than a register of `LANES` holds, which is at most 8.
-#[inline(always)]
-pub(super) unsafe fn copy_pieces<T: Copy, const LANES: usize>(
-    to: *mut T,
-    count: usize,
-    from: *const T,
-) {
     const { assert!(LANES <= 8) };
+    let from = value.as_ptr();
     // SAFETY: the pieces copied are no more than `count`.
     unsafe {
         let mut at = 0;

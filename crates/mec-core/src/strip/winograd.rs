@@ -41,6 +41,7 @@ use crate::plan::Piece as Shown;
 pub(crate) use blocks::Blocks;
 use engine::list_bytes;
 pub(crate) use engine::run;
+use std::iter;
 use std::ops::Range;
 use tiling::{GAP, Tiling};
 pub(crate) use weight_gradient::run as run_weight_gradient;
@@ -177,7 +178,7 @@ impl Winograd {
             let even = c.channels.div_ceil(blocks);
             // Weights are transformed in whole registers of channels.
             let whole = even.next_multiple_of(size.lanes).min(c.channels);
-            for channels in [even, whole].into_iter().take(if whole > even { 2 } else { 1 }) {
+            for channels in iter::once(even).chain((whole > even).then_some(whole)) {
                 plan.channels = channels;
                 let most = plan.most_units(size, limit).min(plan.units);
                 if most > 0 {

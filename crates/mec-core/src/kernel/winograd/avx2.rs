@@ -137,11 +137,7 @@ impl Columns for Fourth {
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn halves(low: [__m256; 4], high: [__m256; 4]) -> [__m256; 2] {
-    let four = |[a, b, c, d]: [__m256; 4]| {
-        let (a, b) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
-        _mm256_shuffle_ps::<0x44>(a, b)
-    };
-    let (a, b) = (four(low), four(high));
+    let ([a, ..], [b, ..]) = (quads(low), quads(high));
     [_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)]
 }
 

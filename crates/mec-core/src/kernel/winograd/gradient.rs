@@ -241,8 +241,7 @@ pub(crate) unsafe fn accumulate<T: Vector, I: Isa, const V: usize>(a: &Accumulat
 /// # Safety
 ///
 /// The CPU has `I`; `width` elements can be read of each channel at each position with products of the taps,
-/// and as many can be written for each tap of
-/// each channel.
+/// and as many can be written for each tap of each channel.
 pub(crate) unsafe fn transform_sums<T: Vector, I: Isa>(t: &TransformSums<T>) -> bool {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Sums(t))
