@@ -44,7 +44,7 @@ struct Options {
     /// Which of ours
     #[arg(long, value_enum, default_value_t = Ours::Auto)]
     algorithm: Ours,
-    /// Graphics interface of the device
+    /// How the device is driven: those beyond `wgpu` take a feature of the same name
     #[arg(long, value_enum, default_value_t = Api::Wgpu)]
     api: Api,
     /// Turns of each contender on each layer and pass
@@ -53,6 +53,10 @@ struct Options {
     /// Time of one turn, in milliseconds; a turn is at least one call
     #[arg(long, default_value_t = 100)]
     burst: u64,
+    /// Time of calls before the turns, in milliseconds: a card takes some to raise its clocks, which
+    /// fall while kernels are compiled
+    #[arg(long, default_value_t = 300)]
+    warm_up: u64,
     /// Leave Burn's own out
     #[arg(long)]
     alone: bool,
@@ -86,7 +90,8 @@ enum Ours {
 enum Api {
     Wgpu,
     Vulkan,
-    Webgpu,
+    Cuda,
+    Rocm,
 }
 
 /// One contender on one pass of one layer.
@@ -118,7 +123,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = match options.api {
         Api::Wgpu => CubeDevice::wgpu(Default::default())?,
         Api::Vulkan => CubeDevice::vulkan(Default::default())?,
-        Api::Webgpu => CubeDevice::webgpu(Default::default())?,
+        Api::Cuda => CubeDevice::cuda(0)?,
+        Api::Rocm => CubeDevice::rocm(0)?,
     };
     let properties = device.client().properties().clone();
     let mut record = options
@@ -283,6 +289,13 @@ impl Operands {
             sync()?;
             let calls = (burst.as_secs_f64() / begin.elapsed().as_secs_f64()).clamp(1.0, 200.0);
             runs.push((name, first, calls as usize, difference, Vec::new()));
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(options.warm_up) {
+            for &(name, ..) in &runs {
+                drop(self.call(name, pass));
+            }
+            sync()?;
         }
         for _ in 0..options.rounds {
             for (name, _, calls, _, times) in &mut runs {

@@ -59,9 +59,15 @@ impl Tile {
         self.patch.vectors * self.patch.lanes
     }
 
+    /// Vectors of shared memory from the weights of a channel and tap to the next: an odd number, so that
+    /// neighbouring units, which store neighbouring ones, meet all banks.
+    pub fn weights_step(&self) -> usize {
+        self.block_vectors() | 1
+    }
+
     /// Vectors of shared memory that weights take.
     pub fn weights_len(&self) -> usize {
-        self.taps * self.channels() * self.block_vectors()
+        self.taps * self.channels() * self.weights_step()
     }
 }
 
@@ -151,7 +157,9 @@ pub(super) fn correlation_kernel<
     }
 
     let kernel_w = comptime!(tile.kernel[1]);
-    let taps = comptime!(tile.kernel[0] * tile.kernel[1]);
+    // Known when a kernel is compiled, but as a number of the launch it keeps compilers from unrolling
+    // loops whose bodies are unrolled already.
+    let taps = height.taps * width.taps;
     let mut origin = Origin {
         image: tile_image * comptime!(patch.tile[0]),
         row: tile_row * comptime!(patch.tile[1]),
@@ -164,7 +172,11 @@ pub(super) fn correlation_kernel<
 
     for step in 0..channels.div_ceil(comptime!(tile.channels())) {
         origin.channel = group * channels + step * comptime!(tile.channels());
-        for tap_step in 0..comptime!(taps.div_ceil(tile.taps)) {
+        let vectors_left = clamp_max(
+            (origin.channel_end - origin.channel).div_ceil(comptime!(patch.lanes)),
+            comptime!(patch.vectors).runtime(),
+        );
+        for tap_step in 0..taps.div_ceil(comptime!(tile.taps)) {
             let first_tap = tap_step * comptime!(tile.taps);
             // What was staged before has been read.
             sync_cube();
@@ -198,15 +210,14 @@ pub(super) fn correlation_kernel<
             );
             sync_cube();
 
-            let taps_left =
-                clamp_max(comptime!(taps).runtime() - first_tap, comptime!(tile.taps).runtime());
+            let taps_left = clamp_max(taps - first_tap, comptime!(tile.taps).runtime());
             for t in 0..taps_left / comptime!(tile.window) {
                 let mut offset = t * comptime!(patch.positions() * patch.vectors);
                 if comptime!(patch.shared) {
                     let tap = first_tap + t * comptime!(tile.window);
                     offset = tap_in_patch(tap / kernel_w, tap % kernel_w, patch);
                 }
-                for vector in 0..comptime!(patch.vectors) {
+                for vector in 0..vectors_left {
                     let columns = comptime!(window.columns());
                     let mut a = Array::<Vector<A, N>>::new(comptime!(unit_runs * columns));
                     #[unroll]
@@ -221,9 +232,9 @@ pub(super) fn correlation_kernel<
                             }
                         }
                     }
-                    let row = (t * comptime!(tile.window * tile.channels())
-                        + vector * comptime!(patch.lanes))
-                        * comptime!(tile.block_vectors())
+                    let row = (vector * comptime!(patch.lanes * tile.taps)
+                        + t * comptime!(tile.window))
+                        * comptime!(tile.weights_step())
                         + unit_n;
                     #[unroll]
                     for tap in 0..comptime!(tile.window) {
@@ -234,7 +245,7 @@ pub(super) fn correlation_kernel<
                                 let b = unpack::<A, V, WV, MV>(
                                     weights[row
                                         + comptime!(
-                                            (tap * tile.channels() + k) * tile.block_vectors()
+                                            (k * tile.taps + tap) * tile.weights_step()
                                                 + j * units_n
                                         )],
                                 );
@@ -310,7 +321,7 @@ pub(super) fn correlation_kernel<
     }
 }
 
-/// Brings the weights of some taps into shared memory, `[tap][channel][output channel]`.
+/// Brings the weights of some taps into shared memory, `[channel][tap][output channel]`.
 #[cube]
 fn stage_weights<E: Float, V: Size, W: Numeric, M: Size>(
     weight: &Tensor<E>,
@@ -327,53 +338,72 @@ fn stage_weights<E: Float, V: Size, W: Numeric, M: Size>(
     width: &AxisArgs,
     #[comptime] tile: Tile,
 ) {
-    let staged_taps = comptime!(tile.taps);
-    let staged_channels = comptime!(tile.channels());
-    let block_vectors = comptime!(tile.block_vectors());
     let lanes_out = comptime!(tile.lanes_out);
     let kernel_w = comptime!(tile.kernel[1]);
     let taps = comptime!(tile.kernel[0] * tile.kernel[1]);
     let units = comptime!(tile.patch.units);
-    let len = comptime!(tile.weights_len());
-    for turn in 0..comptime!(len.div_ceil(units)) {
-        let index = turn * units + UNIT_POS as usize;
-        if index < len {
-            // Neighbouring units read along the weight's own order, as far as the tile goes.
-            let t = index % staged_taps;
-            let rest = index / staged_taps;
-            let mut c = rest % staged_channels;
-            let mut o = rest / staged_channels;
-            if comptime!(tile.transposed) {
-                o = rest % block_vectors;
-                c = rest / block_vectors;
-            }
-            let tap = first_tap + t;
-            let channel = first_channel + c;
-            let output = first_output + o * lanes_out;
-            let mut value = Vector::<E, V>::zeroed();
-            if tap < taps && channel < channel_end {
-                let row = height.weight_first + (tap / kernel_w) as i32 * height.weight_step;
-                let column = width.weight_first + (tap % kernel_w) as i32 * width.weight_step;
-                // The weight has a group's channels only along its second axis.
-                let mut along_output = kernel.image;
-                let mut at = kernel.at(
-                    group * outputs + output,
-                    channel - group * channels,
-                    row as usize,
-                    column as usize,
-                );
-                if comptime!(tile.transposed) {
-                    along_output = kernel.channel;
-                    at = kernel.at(channel, output, row as usize, column as usize);
-                }
-                #[unroll]
-                for lane in 0..lanes_out {
-                    if output + lane < outputs {
-                        value.insert(lane, weight[at + lane * along_output]);
+    let len = comptime!(tile.taps * tile.channels() * tile.block_vectors());
+    let (batch, batches) = comptime!(tile.patch.batches(len));
+    for turn in 0..batches {
+        let first = turn * comptime!(batch * units) + UNIT_POS as usize;
+        let mut values = Array::<Vector<E, V>>::new(batch);
+        #[unroll]
+        for i in 0..batch {
+            values[i] = Vector::zeroed();
+            let index = first + comptime!(i * units);
+            if index < len {
+                let (t, c, o) = place_in_weights(index, tile);
+                let tap = first_tap + t;
+                let channel = first_channel + c;
+                let output = first_output + o * lanes_out;
+                if tap < taps && channel < channel_end {
+                    let row = height.weight_first + (tap / kernel_w) as i32 * height.weight_step;
+                    let column = width.weight_first + (tap % kernel_w) as i32 * width.weight_step;
+                    // The weight has a group's channels only along its second axis.
+                    let mut along_output = kernel.image;
+                    let mut at = kernel.at(
+                        group * outputs + output,
+                        channel - group * channels,
+                        row as usize,
+                        column as usize,
+                    );
+                    if comptime!(tile.transposed) {
+                        along_output = kernel.channel;
+                        at = kernel.at(channel, output, row as usize, column as usize);
                     }
+                    let mut value = Vector::<E, V>::zeroed();
+                    #[unroll]
+                    for lane in 0..lanes_out {
+                        if output + lane < outputs {
+                            value.insert(lane, weight[at + lane * along_output]);
+                        }
+                    }
+                    values[i] = value;
                 }
             }
-            stage[(t * staged_channels + c) * block_vectors + o] = pack::<E, V, W, M>(value);
+        }
+        #[unroll]
+        for i in 0..batch {
+            let index = first + comptime!(i * units);
+            if index < len {
+                let (t, c, o) = place_in_weights(index, tile);
+                let at = (c * comptime!(tile.taps) + t) * comptime!(tile.weights_step()) + o;
+                stage[at] = pack::<E, V, W, M>(values[i]);
+            }
         }
     }
+}
+
+/// The tap, the channel and the vector of output channels that are staged as number `index`:
+/// neighbouring units read along the weight's own order, as far as the tile goes.
+#[cube]
+fn place_in_weights(index: usize, #[comptime] tile: Tile) -> (usize, usize, usize) {
+    let rest = index / comptime!(tile.taps);
+    let mut c = rest % comptime!(tile.channels());
+    let mut o = rest / comptime!(tile.channels());
+    if comptime!(tile.transposed) {
+        o = rest % comptime!(tile.block_vectors());
+        c = rest / comptime!(tile.block_vectors());
+    }
+    (index % comptime!(tile.taps), c, o)
 }

@@ -387,7 +387,7 @@ pub(super) fn weight_gradient(
     let cube = 32.min(device.max_units);
     let result = channels * (height.taps * width.taps + 1) * size_of::<f32>();
     // Enough cubes for the device, as far as the partial sums keep to the limit.
-    let wanted = (4 * device.room * cube).div_ceil(vectors * kinds);
+    let wanted = (4 * device.room() * cube).div_ceil(vectors * kinds);
     let splits = wanted.min(limit / result).min(rows).max(1);
     let cubes = cubes(device, [(vectors * kinds * splits).div_ceil(cube)])?;
     let dtype = dy.dtype;

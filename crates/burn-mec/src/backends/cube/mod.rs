@@ -182,3 +182,52 @@ fn options(geometry: &Geometry) -> ConvOptions<2> {
 fn done<T>(result: Result<T, Error>) -> T {
     result.unwrap_or_else(|error| panic!("conv2d: {error}"))
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use burn::backend::try_read_sync;
+    use burn::tensor::TensorData;
+    use burn_cubecl::CubeDevice;
+    use mec_core::testing::{Problem, assert_same, expected, problems};
+
+    use super::*;
+
+    fn values(tensor: CubeTensor) -> Vec<f32> {
+        let data = try_read_sync(CubeBackend::float_into_data(tensor));
+        data.expect("native devices answer")
+            .expect("it can be read")
+            .try_to_vec()
+            .expect("it is f32")
+    }
+
+    fn check(problem: &Problem, device: &CubeDevice) {
+        let (g, s) = (problem.geometry(), Settings::default());
+        let tensor = |values: Vec<f32>, shape: &[usize]| {
+            CubeBackend::float_from_data(TensorData::new(values, shape.to_vec()), device)
+        };
+        let x = tensor(problem.x(), &problem.input);
+        let weight = tensor(problem.weights(), &problem.weight);
+        let dy = tensor(problem.dy(), &g.output_shape());
+        let bias = problem
+            .bias_values()
+            .map_or(Bias::Absent, |bias| Bias::PerChannel(tensor(bias, &[g.channels_out])));
+        let expected = expected::<f32>(problem);
+        let y = CubeBackend::mec_conv2d(x.clone(), weight.clone(), bias, None, g, s);
+        assert_same(problem, "y", &values(y), &expected.y);
+        let dx = CubeBackend::mec_conv2d_input_gradient(dy.clone(), weight, g, s);
+        assert_same(problem, "dx", &values(dx), &expected.dx);
+        let (dw, db) = CubeBackend::mec_conv2d_weight_bias_gradient(x, dy, g, s);
+        assert_same(problem, "dw", &values(dw), &expected.dw);
+        assert_same(problem, "db", &values(db), &expected.db);
+    }
+
+    /// Tests may run where there is no card, but the kernels that a card would be given run anywhere.
+    #[test]
+    fn tiles_of_a_card() {
+        device::AS_CARD.store(true, Ordering::Relaxed);
+        let device = CubeDevice::wgpu(Default::default()).expect("there is a device for the tests");
+        problems().iter().skip(1).step_by(6).for_each(|problem| check(problem, &device));
+    }
+}

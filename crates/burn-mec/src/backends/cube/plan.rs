@@ -6,7 +6,7 @@
 use mec_core::{Geometry, Reach};
 
 use super::correlation;
-use super::device::{Costs, Device};
+use super::device::{Costs, Device, Work};
 use super::staging::Patch;
 use super::weight_gradient;
 
@@ -87,7 +87,8 @@ impl Problem {
         taps: [usize; 2],
         shared: bool,
         vectors: usize,
-        units: [usize; 2],
+        units: usize,
+        device: &Device,
     ) -> Patch {
         Patch {
             tile,
@@ -98,7 +99,8 @@ impl Problem {
             vectors,
             lanes: Self::lanes(self.channels),
             channels_last: self.channels_last,
-            units: units[0] * units[1],
+            units,
+            batch: device.costs().batch,
         }
     }
 
@@ -195,6 +197,9 @@ pub(super) fn correlation_tile(
             }
             for shape in problem.shapes(units[0] * unit_positions) {
                 for (run, window, shared) in problem.runs(shape[2]) {
+                    if window * lanes * unit_positions * unit_vectors * lanes_out > costs.body {
+                        continue;
+                    }
                     let [images, rows, columns] = shape;
                     let shape = [images, rows, columns.next_multiple_of(run)];
                     let unit_runs = (shape.iter().product::<usize>() / run).div_ceil(units[0]);
@@ -202,9 +207,17 @@ pub(super) fn correlation_tile(
                         continue;
                     }
                     let staged_taps = if shared { kernel } else { [1, 1] };
+                    let all_units = units[0] * units[1];
                     for vectors in problem.staged_vectors(8) {
                         let mut tile = correlation::Tile {
-                            patch: problem.patch(shape, staged_taps, shared, vectors, units),
+                            patch: problem.patch(
+                                shape,
+                                staged_taps,
+                                shared,
+                                vectors,
+                                all_units,
+                                device,
+                            ),
                             units,
                             run,
                             unit_runs,
@@ -237,7 +250,7 @@ pub(super) fn correlation_tile(
 }
 
 impl Problem {
-    /// The model's time of a correlation, in multiply-adds of a unit.
+    /// The model's time of a correlation.
     fn time(&self, tile: &correlation::Tile, costs: &Costs, device: &Device, blocks: usize) -> f64 {
         let patch = &tile.patch;
         let taps = (tile.kernel[0] * tile.kernel[1]) as f64;
@@ -251,34 +264,33 @@ impl Problem {
         let (m, n) = (tile.unit_positions() as f64, tile.unit_vectors as f64);
         let (lanes, lanes_out) = (patch.lanes as f64, tile.lanes_out as f64);
         let step = tile.window as f64 * m * n * lanes * lanes_out;
-        let multiply = steps * step;
         let read = |lanes: f64| costs.read + costs.read_lane * lanes;
         let (columns, weights) = (tile.unit_runs * window.reads(), tile.window as f64 * lanes * n);
-        let reads = steps * (columns as f64 * read(lanes) + weights * read(lanes_out));
-        let compile = costs.compile * m * n * lanes_out * (columns as f64 + weights);
+        let conflicts = device.conflicts(tile.units[1], tile.run * patch.column_step());
         let patches = channel_steps * if patch.shared { 1.0 } else { tap_steps };
         let stage = patches * turns(patch.len()) * self.stage_cost(costs, patch.lanes)
             + channel_steps
                 * tap_steps
                 * turns(tile.weights_len())
                 * (costs.stage + costs.stage_lane * lanes_out);
-        let barriers = channel_steps * tap_steps * 2.0 * costs.barrier;
-        let unit = multiply + reads + stage + barriers;
 
-        let cubes = self.tiles(patch.tile).iter().product::<usize>() * blocks * self.groups;
-        rounds(cubes, patch.units, device) * unit + compile
+        let sums = tile.unit_positions() * tile.unit_vectors * tile.lanes_out;
+        let work = Work {
+            cubes: self.tiles(patch.tile).iter().product::<usize>() * blocks * self.groups,
+            units: patch.units,
+            multiply: steps * step,
+            read: steps * (columns as f64 * read(lanes) * conflicts + weights * read(lanes_out)),
+            stage,
+            steps: channel_steps * tap_steps,
+            waits: patches * patch.batches(patch.len()).1 as f64
+                + channel_steps * tap_steps * patch.batches(tile.weights_len()).1 as f64,
+            registers: sums + columns * patch.lanes + tile.unit_vectors * tile.lanes_out,
+            shared_bytes: (patch.len() * patch.lanes + tile.weights_len() * tile.lanes_out)
+                * self.element_bytes,
+            code: sums as f64 * (columns as f64 + weights),
+        };
+        work.time(device)
     }
-}
-
-/// How long `cubes` cubes of `units` units take, in times of one unit.
-fn rounds(cubes: usize, units: usize, device: &Device) -> f64 {
-    if device.software {
-        // A core runs a cube's units eight at a time, one after the other.
-        return cubes.div_ceil(device.room) as f64 * (units as f64 / 8.0).ceil();
-    }
-    // A multiprocessor works on 128 units at a time, and hides its latency with twice as many.
-    let full = cubes.div_ceil(device.room) as f64 * (units as f64 / 128.0);
-    full.max(cubes.div_ceil(device.room) as f64 * 0.5)
 }
 
 /// Bytes that the partial sums of a weight gradient may take, over all cubes.
@@ -309,21 +321,36 @@ pub(super) fn weight_gradient_tile(
         [1, kernel[1].div_ceil(2)],
         [1, 1],
     ];
+    let cuts: Vec<_> = problem
+        .divisions(device)
+        .flat_map(|(units, vectors)| {
+            shares(units, device).map(move |shares| (units, vectors, shares))
+        })
+        .collect();
+    let mut shapes: Vec<_> =
+        [16, 32, 64, 128].into_iter().flat_map(|p| problem.shapes(p)).collect();
+    shapes.sort_unstable();
+    shapes.dedup();
     for taps in tap_blocks {
         for vectors in problem.staged_vectors(16) {
-            for (units, unit_vectors) in problem.divisions(device) {
-                let unit_lines = (taps[0] * vectors).div_ceil(units[0]);
-                if unit_lines * taps[1] * lanes * unit_vectors * lanes_out > costs.sums {
+            for &(units, unit_vectors, shares) in &cuts {
+                let lines = taps[0] * vectors;
+                let unit_lines = lines.div_ceil(units[0]);
+                let sums = unit_lines * taps[1] * lanes * unit_vectors * lanes_out;
+                // No more units than lines, but for a power of two.
+                if sums > costs.sums || units[0] >= 2 * lines {
                     continue;
                 }
-                for shape in [16, 32, 64, 128].into_iter().flat_map(|p| problem.shapes(p)) {
+                for &shape in &shapes {
                     for shared in [true, false] {
                         if shared && taps == [1, 1] {
                             continue;
                         }
+                        let all_units = units[0] * units[1] * shares;
                         let mut tile = weight_gradient::Tile {
-                            patch: problem.patch(shape, taps, shared, vectors, units),
+                            patch: problem.patch(shape, taps, shared, vectors, all_units, device),
                             units,
+                            shares,
                             unit_lines,
                             unit_vectors,
                             lanes_out,
@@ -332,10 +359,13 @@ pub(super) fn weight_gradient_tile(
                             rest: false,
                             bias,
                         };
-                        if tile.patch.len() * lanes + tile.gradient_len() * lanes_out > budget {
+                        if tile.shared_len() > budget {
                             continue;
                         }
                         for run in [1, 2, 3, 4] {
+                            if run * tile.sums() * lanes_out > costs.body {
+                                continue;
+                            }
                             tile.run = run;
                             tile.rest = !shape[2].is_multiple_of(run)
                                 || !problem.width.output.is_multiple_of(shape[2]);
@@ -350,6 +380,19 @@ pub(super) fn weight_gradient_tile(
         }
     }
     best.map(|(_, choice)| choice)
+}
+
+/// Into how many shares of units a cube divides positions: as many as make it large enough for a card.
+fn shares(units: [usize; 2], device: &Device) -> impl Iterator<Item = usize> + use<> {
+    let (few, most) = (units[0] * units[1], device.max_units);
+    let alone = device.software || most < 128;
+    [few, 128, 256]
+        .into_iter()
+        .enumerate()
+        .filter(
+            move |&(i, units)| if alone { i == 0 } else { i > 0 && few <= units && units <= most },
+        )
+        .map(move |(_, units)| units / few)
 }
 
 impl Problem {
@@ -377,10 +420,9 @@ impl Problem {
         let turns = |len: usize| (len as f64 / units).ceil();
         let (m, n) = (tile.unit_lines as f64, tile.unit_vectors as f64);
         let (lanes, lanes_out) = (patch.lanes as f64, tile.lanes_out as f64);
-        let positions = patch.positions() as f64;
-        let sums = tile.sums() as f64 * lanes_out;
+        let positions = patch.positions().div_ceil(tile.shares) as f64;
+        let sums = tile.sums() * tile.lanes_out;
         let read = |lanes: f64| costs.read + costs.read_lane * lanes;
-        let multiply = positions * sums;
         let columns = patch.tile[2];
         let (mut reads, mut sites) = (0.0, 0.0);
         for (run, times) in [(tile.run, columns / tile.run), (1, columns % tile.run)] {
@@ -389,26 +431,42 @@ impl Problem {
             reads += times as f64 * (x * read(lanes) + dy * read(lanes_out));
             sites += if run == tile.run || tile.rest { x + dy } else { 0.0 };
         }
-        let reads = reads * positions / columns as f64;
         let single = if self.channels_last { 1.0 } else { lanes_out };
         let stage = turns(patch.len()) * self.stage_cost(costs, patch.lanes)
             + turns(tile.gradient_len()) * (costs.stage + costs.stage_lane * single);
-        let unit = multiply + reads + stage + 2.0 * costs.barrier;
+        let columns_held = patch.window(tile.run, patch.taps[1]).reads();
 
         let tiles = self.tiles(patch.tile).iter().product::<usize>();
         let blocks = self.blocks(tile).iter().product::<usize>() * self.groups;
         let time = |splits: usize| {
-            let each = tiles.div_ceil(splits) as f64 * unit;
+            let each = tiles.div_ceil(splits) as f64;
             // Writing and adding the partial sums, which the device's whole width shares.
-            let extra = if splits > 1 { costs.stage * sums } else { 0.0 };
-            rounds(blocks * splits, patch.units, device) * (each + extra)
-                + costs.compile * sums * sites
+            let extra = if splits > 1 { costs.stage * sums as f64 } else { 0.0 };
+            // A share's sums are added through shared memory, a vector at a time.
+            let shares = if tile.shares > 1 { 2 * tile.sums() } else { 0 };
+            let work = Work {
+                cubes: blocks * splits,
+                units: patch.units,
+                multiply: each * positions * sums as f64,
+                read: each * positions / columns as f64 * reads,
+                stage: each * stage + extra + shares as f64 * costs.stage,
+                steps: each,
+                waits: each
+                    * (patch.batches(patch.len()).1 + patch.batches(tile.gradient_len()).1) as f64,
+                registers: sums
+                    + columns_held * patch.lanes
+                    + tile.run * tile.unit_vectors * tile.lanes_out,
+                shared_bytes: tile.shared_len() * self.element_bytes,
+                code: sums as f64 * sites,
+            };
+            work.time(device)
         };
-        let splits = device.room.div_ceil(blocks.max(1)).min(fit).min(tiles).max(1);
-        [1, splits, (2 * splits).min(fit.max(1)).min(tiles.max(1))]
-            .into_iter()
+        // As many as fill the device once, twice and so on.
+        (0..=4)
+            .map(|times| times * device.processors / blocks.max(1))
+            .map(|splits| splits.min(fit).min(tiles).max(1))
             .map(|splits| (time(splits), splits))
             .min_by(|a, b| a.0.total_cmp(&b.0))
-            .expect("there are three")
+            .expect("there are five")
     }
 }

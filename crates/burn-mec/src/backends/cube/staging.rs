@@ -86,6 +86,8 @@ pub(super) struct Patch {
     pub channels_last: bool,
     /// Units of a cube.
     pub units: usize,
+    /// Most vectors that a unit reads from global memory before it stores the first of them.
+    pub batch: usize,
 }
 
 impl Patch {
@@ -125,6 +127,14 @@ impl Patch {
     pub fn len(&self) -> usize {
         self.area() * self.vectors
     }
+
+    /// How a cube's units share the staging of `len` vectors: how many each reads before it stores them,
+    /// and how often.
+    pub fn batches(&self, len: usize) -> (usize, usize) {
+        let turns = len.div_ceil(self.units).max(1);
+        let batch = turns.min(self.batch);
+        (batch, turns.div_ceil(batch))
+    }
 }
 
 /// The input columns that a run of neighbouring output positions meets with some taps of a row: the
@@ -158,7 +168,11 @@ impl Window {
 
     /// Columns that are met.
     pub fn reads(&self) -> usize {
-        (0..self.columns()).filter(|&column| self.meets(column)).count()
+        let mut met = vec![false; self.columns()];
+        for position in 0..self.run {
+            (0..self.taps).for_each(|tap| met[self.column_of(position, tap)] = true);
+        }
+        met.into_iter().filter(|&met| met).count()
     }
 
     /// How far `column` lies from the first in the patch.
@@ -306,7 +320,8 @@ pub(super) struct Origin {
     pub channel_end: usize,
 }
 
-/// Brings the patch at `origin` into shared memory.
+/// Brings the patch at `origin` into shared memory. A unit reads several vectors before it stores the
+/// first, so that it waits for global memory once for all of them.
 #[cube]
 pub(super) fn stage_patch<E: Float, N: Size, W: Numeric, M: Size, WI: Numeric, MI: Size>(
     input: &Tensor<Vector<WI, MI>>,
@@ -318,7 +333,6 @@ pub(super) fn stage_patch<E: Float, N: Size, W: Numeric, M: Size, WI: Numeric, M
     #[comptime] patch: Patch,
 ) {
     let vectors = comptime!(patch.vectors);
-    let area = comptime!(patch.area());
     let len = comptime!(patch.len());
     let units = comptime!(patch.units);
 
@@ -329,56 +343,76 @@ pub(super) fn stage_patch<E: Float, N: Size, W: Numeric, M: Size, WI: Numeric, M
         + origin.tap_column * comptime!(patch.tap_step[1])) as i32
         + width.base;
 
-    for turn in 0..comptime!(len.div_ceil(units)) {
-        let index = turn * units + UNIT_POS as usize;
-        if index < len {
-            let mut position = index / vectors;
-            let mut vector = index % vectors;
-            if comptime!(!patch.channels_last) {
-                position = index % area;
-                vector = index / area;
-            }
+    let (batch, batches) = comptime!(patch.batches(len));
+    for turn in 0..batches {
+        let first = turn * comptime!(batch * units) + UNIT_POS as usize;
+        let mut values = Array::<Vector<W, M>>::new(batch);
+        #[unroll]
+        for i in 0..batch {
+            values[i] = Vector::zeroed();
+            let index = first + comptime!(i * units);
+            if index < len {
+                let (position, vector) = place_in_patch(index, patch);
+                let mut image = origin.image;
+                let mut row = first_row;
+                let mut column = first_column;
+                if comptime!(patch.shared) {
+                    let rows = comptime!(patch.extent()[0]);
+                    let columns = comptime!(patch.extent()[1]);
+                    image += position / comptime!(rows * columns);
+                    row += (position / columns % rows) as i32;
+                    column += (position % columns) as i32;
+                } else {
+                    let tap = position / comptime!(patch.positions());
+                    let tap_columns = comptime!(patch.taps[1]);
+                    let place = place_in_tile(position % comptime!(patch.positions()), patch);
+                    image += place.0;
+                    row += (place.1 * comptime!(patch.step[0])
+                        + tap / tap_columns * comptime!(patch.tap_step[0]))
+                        as i32;
+                    column += (place.2 * comptime!(patch.step[1])
+                        + tap % tap_columns * comptime!(patch.tap_step[1]))
+                        as i32;
+                }
 
-            let mut image = origin.image;
-            let mut row = first_row;
-            let mut column = first_column;
-            if comptime!(patch.shared) {
-                let rows = comptime!(patch.extent()[0]);
-                let columns = comptime!(patch.extent()[1]);
-                image += position / comptime!(rows * columns);
-                row += (position / columns % rows) as i32;
-                column += (position % columns) as i32;
-            } else {
-                let tap = position / comptime!(patch.positions());
-                let tap_columns = comptime!(patch.taps[1]);
-                let place = place_in_tile(position % comptime!(patch.positions()), patch);
-                image += place.0;
-                row += (place.1 * comptime!(patch.step[0])
-                    + tap / tap_columns * comptime!(patch.tap_step[0]))
-                    as i32;
-                column += (place.2 * comptime!(patch.step[1])
-                    + tap % tap_columns * comptime!(patch.tap_step[1]))
-                    as i32;
+                let inside = image < layout.batch
+                    && row >= 0
+                    && (row as usize) < height.input
+                    && column >= 0
+                    && (column as usize) < width.input;
+                let channel = origin.channel + vector * comptime!(patch.lanes);
+                if inside {
+                    let at = layout.at(image, channel, row as usize, column as usize);
+                    values[i] = read_channels::<E, N, W, M, WI, MI>(
+                        input,
+                        layout,
+                        at,
+                        channel,
+                        origin.channel_end,
+                    );
+                }
             }
-
-            let inside = image < layout.batch
-                && row >= 0
-                && (row as usize) < height.input
-                && column >= 0
-                && (column as usize) < width.input;
-            let channel = origin.channel + vector * comptime!(patch.lanes);
-            let mut value = Vector::<W, M>::zeroed();
-            if inside {
-                let at = layout.at(image, channel, row as usize, column as usize);
-                value = read_channels::<E, N, W, M, WI, MI>(
-                    input,
-                    layout,
-                    at,
-                    channel,
-                    origin.channel_end,
-                );
+        }
+        #[unroll]
+        for i in 0..batch {
+            let index = first + comptime!(i * units);
+            if index < len {
+                let (position, vector) = place_in_patch(index, patch);
+                stage[position * vectors + vector] = values[i];
             }
-            stage[position * vectors + vector] = value;
         }
     }
+}
+
+/// The position in a patch, and the vector of channels, that is staged as number `index`: neighbouring
+/// units read what lies together in memory.
+#[cube]
+fn place_in_patch(index: usize, #[comptime] patch: Patch) -> (usize, usize) {
+    let mut position = index / comptime!(patch.vectors);
+    let mut vector = index % comptime!(patch.vectors);
+    if comptime!(!patch.channels_last) {
+        position = index % comptime!(patch.area());
+        vector = index / comptime!(patch.area());
+    }
+    (position, vector)
 }

@@ -3,8 +3,9 @@
 //! A cube computes a block of the weight's gradient: some taps and input channels by some output
 //! channels. It goes through tiles of output positions, stages the patch of the input that the taps
 //! meet and the output's gradient, and sums in registers. Where there are fewer blocks than the device
-//! has room for, tiles are dealt out to several cubes for each block, whose partial sums a second kernel
-//! adds in a fixed order: the result is the same bits in every run, and no atomics are used.
+//! has room for, the positions of a tile are divided among shares of a cube's units, and tiles are dealt
+//! out to several cubes for each block, whose partial sums a second kernel adds. Both add in a fixed order:
+//! the result is the same bits in every run, and no atomics are used.
 // The outer of two conditions is one that is decided when the kernel is compiled.
 #![allow(clippy::collapsible_if)]
 
@@ -24,6 +25,9 @@ pub(super) struct Tile {
     /// Units along lines, and along output channels. A line is a row of taps of a vector of input
     /// channels.
     pub units: [usize; 2],
+    /// Shares of units, all with the same lines and channels, that take turns at the runs of positions: a
+    /// large cube for a small block. Their sums are added in the end.
+    pub shares: usize,
     /// Lines of a unit.
     pub unit_lines: usize,
     /// Vectors of output channels of a unit.
@@ -60,6 +64,18 @@ impl Tile {
     /// Vectors of shared memory that the output's gradient takes.
     pub fn gradient_len(&self) -> usize {
         self.patch.positions() * self.block_vectors()
+    }
+
+    /// Vectors of shared memory that adding the shares' sums takes.
+    pub fn exchange_len(&self) -> usize {
+        if self.shares > 1 { self.patch.units } else { 0 }
+    }
+
+    /// Numbers in shared memory.
+    pub fn shared_len(&self) -> usize {
+        self.patch.len() * self.patch.lanes
+            // Sums may take twice the bytes of elements.
+            + (self.gradient_len() + 2 * self.exchange_len()) * self.lanes_out
     }
 }
 
@@ -133,8 +149,10 @@ pub(super) fn weight_gradient_kernel<
     let taps_w = comptime!(patch.taps[1]);
     let unit_vectors = comptime!(tile.unit_vectors);
     let units_n = comptime!(tile.units[1]);
-    let unit_m = UNIT_POS as usize / units_n;
-    let unit_n = UNIT_POS as usize % units_n;
+    let unit = UNIT_POS as usize % comptime!(tile.units[0] * tile.units[1]);
+    let share = UNIT_POS as usize / comptime!(tile.units[0] * tile.units[1]);
+    let unit_m = unit / units_n;
+    let unit_n = unit % units_n;
     let block_vectors = comptime!(tile.block_vectors());
     let first_output = output_block * comptime!(block_vectors * lanes_out);
     let first_channel = channel_block * comptime!(patch.vectors * lanes);
@@ -174,10 +192,10 @@ pub(super) fn weight_gradient_kernel<
         channel_end: (group + 1) * channels,
     };
 
-    // A whole share of neighbouring tiles for each split, so that they meet the caches.
-    let share = tiles.div_ceil(grid.splits);
-    let first_tile = split * share;
-    for at in first_tile..clamp_max(first_tile + share, tiles) {
+    // Neighbouring tiles for each split, so that they meet the caches.
+    let each = tiles.div_ceil(grid.splits);
+    let first_tile = split * each;
+    for at in first_tile..clamp_max(first_tile + each, tiles) {
         origin.column = at % grid.columns * comptime!(patch.tile[2]);
         origin.row = at / grid.columns % grid.rows * comptime!(patch.tile[1]);
         origin.image = at / grid.columns / grid.rows * comptime!(patch.tile[0]);
@@ -203,42 +221,62 @@ pub(super) fn weight_gradient_kernel<
         let rows = clamp_max(height.output - origin.row, comptime!(patch.tile[1]).runtime());
         let columns = clamp_max(width.output - origin.column, comptime!(patch.tile[2]).runtime());
         let run = comptime!(tile.run);
-        let column_step = comptime!(patch.column_step());
-        for image in 0..images {
-            for row in 0..rows {
-                let row_in_patch = position_in_patch(image, row, 0, patch);
-                let row_in_gradient = (image * comptime!(patch.tile[1]) + row)
-                    * comptime!(patch.tile[2] * block_vectors)
-                    + unit_n;
-                for run in 0..columns / run {
-                    let column = run * comptime!(tile.run);
-                    accumulate::<A, W, WV, N, M, V, MV>(
-                        &stage,
-                        &gradient,
-                        &mut sums,
-                        &mut bias_sums,
-                        &offsets,
-                        row_in_patch + column * column_step,
-                        row_in_gradient + column * block_vectors,
-                        comptime!(tile.run),
-                        tile,
-                    );
-                }
+        let mut runs = columns / run;
+        if comptime!(tile.rest) {
+            runs = columns.div_ceil(run);
+        }
+        let shares = comptime!(tile.shares);
+        for turn in 0..(images * rows * runs + comptime!(shares - 1) - share) / shares {
+            let at = turn * shares + share;
+            let (line, first) = (at / runs, at % runs * run);
+            let (image, row) = (line / rows, line % rows);
+            let in_patch = position_in_patch(image, row, first, patch);
+            let in_gradient = ((image * comptime!(patch.tile[1]) + row) * comptime!(patch.tile[2])
+                + first)
+                * block_vectors
+                + unit_n;
+            if first + run <= columns {
+                accumulate::<A, W, WV, N, M, V, MV>(
+                    &stage,
+                    &gradient,
+                    &mut sums,
+                    &mut bias_sums,
+                    &offsets,
+                    in_patch,
+                    in_gradient,
+                    comptime!(tile.run),
+                    tile,
+                );
+            } else {
                 if comptime!(tile.rest) {
-                    for column in columns - columns % run..columns {
+                    for column in 0..columns - first {
                         accumulate::<A, W, WV, N, M, V, MV>(
                             &stage,
                             &gradient,
                             &mut sums,
                             &mut bias_sums,
                             &offsets,
-                            row_in_patch + column * column_step,
-                            row_in_gradient + column * block_vectors,
+                            in_patch + column * comptime!(patch.column_step()),
+                            in_gradient + column * block_vectors,
                             1usize,
                             tile,
                         );
                     }
                 }
+            }
+        }
+    }
+
+    if comptime!(tile.shares > 1) {
+        let mut exchange = Shared::<[Vector<A, V>]>::new_slice(comptime!(tile.exchange_len()));
+        #[unroll]
+        for s in 0..comptime!(tile.sums()) {
+            sums[s] = add_shares::<A, V>(&mut exchange, sums[s], share, tile);
+        }
+        if comptime!(tile.bias) {
+            #[unroll]
+            for s in 0..unit_vectors {
+                bias_sums[s] = add_shares::<A, V>(&mut exchange, bias_sums[s], share, tile);
             }
         }
     }
@@ -252,7 +290,7 @@ pub(super) fn weight_gradient_kernel<
         let line = unit_m + comptime!(i * tile.units[0]);
         let row = tap_row + line / comptime!(patch.vectors);
         let first = first_channel + line % comptime!(patch.vectors) * lanes;
-        if line < comptime!(tile.lines()) && row < kernel_h {
+        if share == 0 && line < comptime!(tile.lines()) && row < kernel_h {
             #[unroll]
             for t in 0..taps_w {
                 let column = tap_column + t;
@@ -285,7 +323,7 @@ pub(super) fn weight_gradient_kernel<
     }
     #[comptime]
     if let ComptimeOption::Some(bias) = bias {
-        if unit_m == 0 && channel_block == 0 && tap_row == 0 && tap_column == 0 {
+        if share == 0 && unit_m == 0 && channel_block == 0 && tap_row == 0 && tap_column == 0 {
             #[unroll]
             for j in 0..unit_vectors {
                 let sum = bias_sums[j];
@@ -299,6 +337,29 @@ pub(super) fn weight_gradient_kernel<
             }
         }
     }
+}
+
+/// The sum of what the units of all shares with the same lines and channels have, the first first, for the
+/// unit of the first share.
+#[cube]
+fn add_shares<A: Float, V: Size>(
+    exchange: &mut Shared<[Vector<A, V>]>,
+    value: Vector<A, V>,
+    share: usize,
+    #[comptime] tile: Tile,
+) -> Vector<A, V> {
+    let unit = UNIT_POS as usize;
+    let mut sum = value;
+    // What was exchanged before has been read.
+    sync_cube();
+    exchange[unit] = value;
+    sync_cube();
+    if share == 0 {
+        for other in 1..comptime!(tile.shares) {
+            sum += exchange[unit + other * comptime!(tile.units[0] * tile.units[1])];
+        }
+    }
+    sum
 }
 
 /// Adds what `run` neighbouring positions contribute: the first lies at `position` in the patch and at
@@ -380,36 +441,58 @@ fn stage_gradient<E: Float, V: Size, W: Numeric, M: Size, WY: Numeric, MY: Size>
     let patch = comptime!(tile.patch);
     let block_vectors = comptime!(tile.block_vectors());
     let lanes_out = comptime!(tile.lanes_out);
-    let positions = comptime!(patch.positions());
     let len = comptime!(tile.gradient_len());
     let units = comptime!(patch.units);
     let (words, words_dy) = (M::value(), MY::value());
     let whole = comptime!(words_dy == words);
-    for turn in 0..comptime!(len.div_ceil(units)) {
-        let index = turn * units + UNIT_POS as usize;
-        if index < len {
-            let mut p = index / block_vectors;
-            let mut v = index % block_vectors;
-            if comptime!(!whole) {
-                // Neighbouring columns are more likely to be neighbours in memory.
-                p = index % positions;
-                v = index / positions;
+    let (batch, batches) = comptime!(patch.batches(len));
+    for turn in 0..batches {
+        let first = turn * comptime!(batch * units) + UNIT_POS as usize;
+        let mut values = Array::<Vector<W, M>>::new(batch);
+        #[unroll]
+        for i in 0..batch {
+            values[i] = Vector::zeroed();
+            let index = first + comptime!(i * units);
+            if index < len {
+                let (p, v) = place_in_gradient(index, whole, tile);
+                let place = place_in_tile(p, patch);
+                let image = origin.image + place.0;
+                let row = origin.row + place.1;
+                let column = origin.column + place.2;
+                if image < layout.batch && row < height.output && column < width.output {
+                    let channel = group_output + first_output + v * lanes_out;
+                    let at = layout.at(image, channel, row, column);
+                    let end = group_output + outputs;
+                    values[i] = read_channels::<E, V, W, M, WY, MY>(dy, layout, at, channel, end);
+                }
             }
-            let place = place_in_tile(p, patch);
-            let image = origin.image + place.0;
-            let row = origin.row + place.1;
-            let column = origin.column + place.2;
-            let first = first_output + v * lanes_out;
-            let mut value = Vector::<W, M>::zeroed();
-            if image < layout.batch && row < height.output && column < width.output {
-                let channel = group_output + first;
-                let at = layout.at(image, channel, row, column);
-                let end = group_output + outputs;
-                value = read_channels::<E, V, W, M, WY, MY>(dy, layout, at, channel, end);
+        }
+        #[unroll]
+        for i in 0..batch {
+            let index = first + comptime!(i * units);
+            if index < len {
+                let (p, v) = place_in_gradient(index, whole, tile);
+                stage[p * block_vectors + v] = values[i];
             }
-            stage[p * block_vectors + v] = value;
         }
     }
+}
+
+/// The position in a tile, and the vector of output channels, that is staged as number `index`.
+#[cube]
+fn place_in_gradient(
+    index: usize,
+    #[comptime] whole: bool,
+    #[comptime] tile: Tile,
+) -> (usize, usize) {
+    let mut position = index / comptime!(tile.block_vectors());
+    let mut vector = index % comptime!(tile.block_vectors());
+    if comptime!(!whole) {
+        // Neighbouring columns are more likely to be neighbours in memory.
+        position = index % comptime!(tile.patch.positions());
+        vector = index / comptime!(tile.patch.positions());
+    }
+    (position, vector)
 }
 
 /// Adds `splits` copies of `result`, the first first.
