@@ -324,7 +324,7 @@ pub(super) fn weight_gradient_tile(
     let cuts: Vec<_> = problem
         .divisions(device)
         .flat_map(|(units, vectors)| {
-            shares(units, device).map(move |shares| (units, vectors, shares))
+            shares(units, device).into_iter().map(move |shares| (units, vectors, shares))
         })
         .collect();
     let mut shapes: Vec<_> =
@@ -383,16 +383,13 @@ pub(super) fn weight_gradient_tile(
 }
 
 /// Into how many shares of units a cube divides positions: as many as make it large enough for a card.
-fn shares(units: [usize; 2], device: &Device) -> impl Iterator<Item = usize> + use<> {
-    let (few, most) = (units[0] * units[1], device.max_units);
-    let alone = device.software || most < 128;
-    [few, 128, 256]
-        .into_iter()
-        .enumerate()
-        .filter(
-            move |&(i, units)| if alone { i == 0 } else { i > 0 && few <= units && units <= most },
-        )
-        .map(move |(_, units)| units / few)
+fn shares(units: [usize; 2], device: &Device) -> Vec<usize> {
+    let few = units[0] * units[1];
+    if device.software || device.max_units < 128 {
+        return vec![1];
+    }
+    let large = [128, 256].into_iter().filter(|&all| few <= all && all <= device.max_units);
+    large.map(|all| all / few).collect()
 }
 
 impl Problem {
@@ -424,9 +421,13 @@ impl Problem {
         let sums = tile.sums() * tile.lanes_out;
         let read = |lanes: f64| costs.read + costs.read_lane * lanes;
         let columns = patch.tile[2];
+        let columns_met = |run: usize| patch.window(run, patch.taps[1]).reads();
+        let held = columns_met(tile.run);
         let (mut reads, mut sites) = (0.0, 0.0);
-        for (run, times) in [(tile.run, columns / tile.run), (1, columns % tile.run)] {
-            let x = m * patch.window(run, patch.taps[1]).reads() as f64;
+        for (run, met, times) in
+            [(tile.run, held, columns / tile.run), (1, columns_met(1), columns % tile.run)]
+        {
+            let x = m * met as f64;
             let dy = run as f64 * n;
             reads += times as f64 * (x * read(lanes) + dy * read(lanes_out));
             sites += if run == tile.run || tile.rest { x + dy } else { 0.0 };
@@ -434,7 +435,6 @@ impl Problem {
         let single = if self.channels_last { 1.0 } else { lanes_out };
         let stage = turns(patch.len()) * self.stage_cost(costs, patch.lanes)
             + turns(tile.gradient_len()) * (costs.stage + costs.stage_lane * single);
-        let columns_held = patch.window(tile.run, patch.taps[1]).reads();
 
         let tiles = self.tiles(patch.tile).iter().product::<usize>();
         let blocks = self.blocks(tile).iter().product::<usize>() * self.groups;
@@ -454,7 +454,7 @@ impl Problem {
                 waits: each
                     * (patch.batches(patch.len()).1 + patch.batches(tile.gradient_len()).1) as f64,
                 registers: sums
-                    + columns_held * patch.lanes
+                    + held * patch.lanes
                     + tile.run * tile.unit_vectors * tile.lanes_out,
                 shared_bytes: tile.shared_len() * self.element_bytes,
                 code: sums as f64 * sites,
