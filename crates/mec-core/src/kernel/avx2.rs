@@ -135,8 +135,12 @@ pub(crate) unsafe fn transpose(t: &Transpose<f32>) {
         // SAFETY: the same contract.
         return unsafe { plain(t) };
     }
+    // What is written twice need not be added: the last block of a side then covers some of the one before again.
+    let last = |len: usize| if t.onto || len < LANES { len } else { len - LANES };
+    let (last_row, last_column) = (last(t.rows), last(t.columns));
     // SAFETY: blocks lie inside the matrix.
     for_each_block(t, LANES, |i, j| unsafe {
+        let (i, j) = (i.min(last_row), j.min(last_column));
         if t.rows - i >= LANES && t.columns - j >= LANES {
             whole_block(t, i, j);
         } else {
@@ -201,7 +205,7 @@ unsafe fn block(t: &Transpose<f32>, (i, rows): (usize, usize), (j, columns): (us
 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn transposed(r: [__m256; 8]) -> [__m256; 8] {
+pub(super) fn transposed(r: [__m256; 8]) -> [__m256; 8] {
     let [a, b, c, d] = quads([r[0], r[1], r[2], r[3]]);
     let [e, f, g, h] = quads([r[4], r[5], r[6], r[7]]);
     [

@@ -30,9 +30,9 @@ pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
-    Accumulate, KernelPiece, Multiply, OUTPUTS, Overlap, POSITIONS, PackTiles, Places, SIDE,
-    TransformAdditions, TransformGradients, TransformInPlace, TransformOutputs, TransformSums,
-    TransformWeights, Winograd, product_positions, taps_before,
+    Accumulate, InputAxis, InputPiece, KernelPiece, Multiply, OUTPUTS, Overlap, POSITIONS,
+    PackTiles, Places, SIDE, TransformAdditions, TransformGradients, TransformInPlace,
+    TransformOutputs, TransformSums, TransformWeights, Winograd, product_positions, taps_before,
 };
 
 use simd::Isa;

@@ -21,7 +21,8 @@ mod overlap;
 use forward::transform_piece;
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
-    KernelPiece, Multiply, PackTiles, TransformInPlace, TransformOutputs, TransformWeights,
+    InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformInPlace, TransformOutputs,
+    TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
 pub(crate) use overlap::{Overlap, TransformAdditions};
@@ -139,7 +140,7 @@ impl<T: Vector> Winograd<T> {
         self.pack_tiles.is_some()
     }
 
-    /// Packs and transforms one run of tiles for all channels.
+    /// Packs and transforms one run of tiles for all channels and pieces.
     ///
     /// # Panics
     ///

@@ -2,21 +2,23 @@
 //! one pass, and weights come into the lanes by transposing.
 
 use super::{
-    KernelPiece, PackTiles, SIDE, TransformWeights, product_positions, taps_before, transform_piece,
+    InputPiece, KernelPiece, PackTiles, Places, SIDE, TransformWeights, product_positions,
+    taps_before, transform_piece,
 };
-use crate::kernel::avx2::{between, even, odd, quads};
+use crate::kernel::avx2::{between, even, odd, quads, transposed};
 use crate::kernel::lanes::AHEAD;
 use crate::kernel::simd::Avx2;
 use crate::kernel::tile::prefetch;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::iter;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Lanes of a register.
 const LANES: usize = 8;
 
-/// Packs and transforms the tiles of one run, for all channels.
+/// Packs and transforms the tiles of one run, for all channels and pieces.
 ///
 /// # Safety
 ///
@@ -25,11 +27,26 @@ const LANES: usize = 8;
 pub(crate) unsafe fn pack_tiles(p: &PackTiles<f32>) {
     // SAFETY: the same contract.
     unsafe {
-        match p.from_column {
-            1 => by_registers::<Next>(p),
-            2 => by_registers::<Second>(p),
-            4 => by_registers::<Fourth>(p),
-            _ => by_registers::<Apart>(p),
+        if p.from_column == 1 {
+            match p.columns.unit {
+                2 if shares::<ThreeAtTwo>(p) => return together::<ThreeAtTwo>(p),
+                2 if shares::<FiveAtTwo>(p) => return together::<FiveAtTwo>(p),
+                2 if shares::<SevenAtTwo>(p) => return together::<SevenAtTwo>(p),
+                4 if shares::<ElevenAtFour>(p) => return together::<ElevenAtFour>(p),
+                _ => {}
+            }
+        }
+        for (r, &rows) in p.rows.pieces.iter().enumerate() {
+            for (c, &columns) in p.columns.pieces.iter().enumerate() {
+                let places = &p.places[r * p.columns.pieces.len() + c];
+                let piece = Piece::new(p, rows, columns, places);
+                match piece.from_column {
+                    1 => by_registers::<Next>(p, &piece),
+                    2 => by_registers::<Second>(p, &piece),
+                    4 => by_registers::<Fourth>(p, &piece),
+                    _ => by_registers::<Apart>(p, &piece),
+                }
+            }
         }
     }
 }
@@ -211,66 +228,102 @@ fn masks<const N: usize>(first: [isize; N], inside: &Range<isize>) -> [__m256i; 
     })
 }
 
-/// # Safety
-///
-/// As [`pack_tiles`], for columns that lie as `C` reads them.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn by_registers<C: Columns>(p: &PackTiles<f32>) {
+/// What of a run of tiles one piece of the kernel meets.
+struct Piece<'a> {
+    /// Position 0 of the first tile and channel.
+    from: *const f32,
+    /// Elements from a row of positions to the next.
+    from_row: isize,
+    /// Elements from a column of positions to the next.
+    from_column: isize,
+    /// The rows inside the input, of [`SIDE`].
+    rows: Range<usize>,
+    /// The columns inside the input, of those that the tiles meet.
+    columns: Range<usize>,
+    taps: [usize; 2],
+    places: &'a Places,
+}
+
+impl<'a> Piece<'a> {
+    fn new(p: &PackTiles<f32>, rows: InputPiece, columns: InputPiece, places: &'a Places) -> Self {
+        let offset = rows.offset * p.from_row + columns.offset * p.from_column;
+        Self {
+            from: p.from.wrapping_offset(offset),
+            from_row: p.rows.unit as isize * p.from_row,
+            from_column: p.columns.unit as isize * p.from_column,
+            rows: p.rows.positions(rows, SIDE),
+            columns: p.columns.positions(columns, 2 * (p.tiles - 1) + SIDE),
+            taps: [rows.taps, columns.taps],
+            places,
+        }
+    }
+}
+
+/// Calls `register` with the first lane of each register of a run, the first of its tiles, counted from the run's,
+/// and its lanes before the run's. Lanes behind the run's are written again by the next, those before it are left
+/// as they are. The register lies within the strip, if need be with its first lanes before the run's.
+#[inline(always)]
+fn for_each_register(p: &PackTiles<f32>, mut register: impl FnMut(usize, isize, usize)) {
     let mut done = 0;
     while done < p.tiles {
-        // Lanes behind the run's are written again by the next, those before it are left as they are. The
-        // register lies within the strip, if need be with its first lanes before the run's.
         let lane = p.lane + done;
         let start = lane.min(p.width - LANES);
-        let first = 2 * (start as isize - p.lane as isize);
-        let column = |column: usize| column as isize - first;
-        let inside = C::inside(column(p.columns.start)..column(p.columns.end));
-        // SAFETY: the caller vouches for the run; the columns read are those inside.
-        unsafe {
-            match lane - start {
-                0 => register::<C, true>(p, start, first, inside, 0),
-                before => register::<C, false>(p, start, first, inside, before),
-            }
-        }
+        register(start, start as isize - p.lane as isize, lane - start);
         done = start + LANES - p.lane;
     }
 }
 
-/// One register of tiles, for all channels: its first column of positions is `first`, counted from the
-/// run's.
+/// # Safety
+///
+/// As [`pack_tiles`], for a piece whose columns lie as `C` reads them.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn by_registers<C: Columns>(p: &PackTiles<f32>, piece: &Piece) {
+    for_each_register(p, |start, tile, before| {
+        let column = |column: usize| column as isize - 2 * tile;
+        let inside = C::inside(column(piece.columns.start)..column(piece.columns.end));
+        // SAFETY: the caller vouches for the run; the columns read are those inside.
+        unsafe {
+            match before {
+                0 => register::<C, true>(p, piece, (start, tile, 0), inside),
+                _ => register::<C, false>(p, piece, (start, tile, before), inside),
+            }
+        }
+    });
+}
+
+/// One register of tiles, for all channels: its first lane, the first of its tiles, counted from the run's, and
+/// its lanes before the run's.
 ///
 /// # Safety
 ///
-/// As [`by_registers`]; only columns `inside` are read. Without `FIRST` the first `before` lanes, which must have
+/// As [`by_registers`]; only columns `inside` are read. Without `FIRST` the lanes before the run's, which must have
 /// been written, are left as they are.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn register<C: Columns, const FIRST: bool>(
     p: &PackTiles<f32>,
-    start: usize,
-    first: isize,
+    piece: &Piece,
+    (start, tile, before): (usize, isize, usize),
     inside: C::Inside,
-    before: usize,
 ) {
-    let mut from = p.from.wrapping_offset(first * p.from_column);
+    let mut from = piece.from.wrapping_offset(2 * tile * piece.from_column);
     let mut to = p.to.wrapping_add(start);
-    let [rows, columns] = p.taps.map(product_positions);
-    // Seen through, a blend in memory becomes a masked store, which takes ten times as long.
-    let held = black_box(_mm256_castsi256_ps(between(0, before)));
+    let [rows, columns] = piece.taps.map(product_positions);
+    let held = held(before);
     // What a step comes to next is too far away for the CPU to see a pattern.
     let ahead = AHEAD.div_ceil(SIDE) as isize * p.from_channel;
-    let last = (COLUMNS - 1) as isize * p.from_column;
+    let last = (COLUMNS - 1) as isize * piece.from_column;
     for _ in 0..p.channels {
         // SAFETY: the caller vouches for the positions and the lanes.
         unsafe {
             let mut d = [[_mm256_setzero_ps(); SIDE]; SIDE];
             for i in 0..SIDE {
                 // Rows without a product take no part in the others.
-                if rows.contains(&i) && p.rows.contains(&i) {
-                    let row = from.wrapping_offset(i as isize * p.from_row);
+                if rows.contains(&i) && piece.rows.contains(&i) {
+                    let row = from.wrapping_offset(i as isize * piece.from_row);
                     prefetch(row.wrapping_offset(ahead));
                     prefetch(row.wrapping_offset(ahead + last));
                     // By rows first: their columns are at hand.
-                    d[i] = input(C::read(row, p.from_column, &inside));
+                    d[i] = input(C::read(row, piece.from_column, &inside));
                 }
             }
             for j in 0..SIDE {
@@ -279,17 +332,11 @@ unsafe fn register<C: Columns, const FIRST: bool>(
                 }
                 let column = input([d[0][j], d[1][j], d[2][j], d[3][j]]);
                 for i in 0..SIDE {
-                    if !rows.contains(&i) {
-                        continue;
-                    }
-                    let to = to.wrapping_add(p.places[i * SIDE + j]);
-                    if FIRST {
-                        _mm256_storeu_ps(to, column[i]);
-                    } else {
-                        let beside = _mm256_and_ps(held, _mm256_loadu_ps(to));
-                        _mm256_storeu_ps(
-                            to,
-                            _mm256_or_ps(beside, _mm256_andnot_ps(held, column[i])),
+                    if rows.contains(&i) {
+                        store::<FIRST>(
+                            to.wrapping_add(piece.places[i * SIDE + j]),
+                            held,
+                            column[i],
                         );
                     }
                 }
@@ -298,6 +345,239 @@ unsafe fn register<C: Columns, const FIRST: bool>(
         from = from.wrapping_offset(p.from_channel);
         to = to.wrapping_add(p.width);
     }
+}
+
+/// The first `before` lanes. Seen through, a blend in memory becomes a masked store, which takes ten times as long.
+#[inline(always)]
+fn held(before: usize) -> __m256 {
+    // SAFETY: registers are written where the CPU has AVX2.
+    black_box(unsafe { _mm256_castsi256_ps(between(0, before)) })
+}
+
+/// Writes a register; without `FIRST`, all lanes but those `held`.
+///
+/// # Safety
+///
+/// The lanes can be written, and those held be read; the CPU has AVX2.
+#[inline(always)]
+unsafe fn store<const FIRST: bool>(to: *mut f32, held: __m256, value: __m256) {
+    // SAFETY: the caller vouches for the lanes and the CPU.
+    unsafe {
+        if FIRST {
+            _mm256_storeu_ps(to, value);
+        } else {
+            let beside = _mm256_and_ps(held, _mm256_loadu_ps(to));
+            _mm256_storeu_ps(to, _mm256_or_ps(beside, _mm256_andnot_ps(held, value)));
+        }
+    }
+}
+
+/// The columns of a kernel at a stride, known when compiled: each row of the input is read once for all pieces, and
+/// rows are added up before their columns are told apart. Packing r2 takes half the instructions that piece after
+/// piece takes, and two thirds of the time (Zen 3); with the columns known at run time it took as long as before.
+trait Together {
+    /// Columns of the input from a position of a tile to the next: 2 or 4.
+    const STEP: usize;
+    /// The pieces, as [`InputPiece`] has them: offset and taps.
+    const PIECES: &'static [(isize, usize)];
+}
+
+/// 3 columns at stride 2.
+struct ThreeAtTwo;
+
+impl Together for ThreeAtTwo {
+    const STEP: usize = 2;
+    const PIECES: &'static [(isize, usize)] = &[(0, 2), (-1, 1)];
+}
+
+/// 5 columns at stride 2.
+struct FiveAtTwo;
+
+impl Together for FiveAtTwo {
+    const STEP: usize = 2;
+    const PIECES: &'static [(isize, usize)] = &[(0, 3), (1, 2)];
+}
+
+/// 7 columns at stride 2.
+struct SevenAtTwo;
+
+impl Together for SevenAtTwo {
+    const STEP: usize = 2;
+    const PIECES: &'static [(isize, usize)] = &[(1, 3), (0, 2), (4, 2)];
+}
+
+/// 11 columns at stride 4.
+struct ElevenAtFour;
+
+impl Together for ElevenAtFour {
+    const STEP: usize = 4;
+    const PIECES: &'static [(isize, usize)] = &[(0, 3), (1, 3), (2, 3), (3, 2)];
+}
+
+/// Whether the columns of the kernel are those of `K`.
+fn shares<K: Together>(p: &PackTiles<f32>) -> bool {
+    p.columns.pieces.iter().map(|piece| (piece.offset, piece.taps)).eq(K::PIECES.iter().copied())
+}
+
+/// Registers of a row that 8 tiles meet, and the two tiles behind them, at the largest step.
+const MOST_READ: usize = 10;
+
+/// Columns that a tile meets, at the largest step.
+const MOST_COLUMNS: usize = 16;
+
+/// Most rows of positions with products: four pieces', at stride 4.
+const MOST_ROWS: usize = 16;
+
+/// A row of positions: the sum or difference of two rows of the input.
+#[derive(Clone, Copy)]
+struct Row {
+    /// The rows in the first channel.
+    from: [*const f32; 2],
+    /// Elements to the next channel.
+    channel: [isize; 2],
+    /// What the second row is multiplied by before it is added.
+    sign: f32,
+    /// Where the positions of this row go, in the places of the first piece of columns.
+    places: *const usize,
+}
+
+/// Packs and transforms the tiles of one run for all channels and pieces of a kernel at a stride.
+///
+/// # Safety
+///
+/// As [`pack_tiles`], for columns that lie beside each other and are those of `K`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn together<K: Together>(p: &PackTiles<f32>) {
+    // Rows outside the input.
+    static ZEROS: [f32; MOST_READ * LANES] = [0.0; MOST_READ * LANES];
+    for_each_register(p, |start, tile, before| {
+        let first = (2 * K::STEP) as isize * tile;
+        let inside = p.columns.inside.start - first..p.columns.inside.end - first;
+        let inside = masks(std::array::from_fn(|k| (LANES * k) as isize), &inside);
+        let mut rows = [const { MaybeUninit::uninit() }; MOST_ROWS];
+        let mut count = 0;
+        for (r, piece) in p.rows.pieces.iter().enumerate() {
+            let row = |i: usize| {
+                let y = piece.offset + (i * p.rows.unit) as isize;
+                match p.rows.inside.contains(&y) {
+                    true => (p.from.wrapping_offset(y * p.from_row + first), p.from_channel),
+                    false => (ZEROS.as_ptr(), 0),
+                }
+            };
+            for i in product_positions(piece.taps) {
+                let [a, b] = [[0, 2], [1, 2], [2, 1], [1, 3]][i].map(row);
+                rows[count].write(Row {
+                    from: [a.0, b.0],
+                    channel: [a.1, b.1],
+                    sign: if i == 1 { 1.0 } else { -1.0 },
+                    places: &raw const p.places[r * K::PIECES.len()][i * SIDE],
+                });
+                count += 1;
+            }
+        }
+        // SAFETY: the caller vouches for the run; the columns read are those inside, the first rows are written.
+        unsafe {
+            let rows = &*(&raw const rows[..count] as *const [Row]);
+            match before {
+                0 => register_together::<K, true>(p, rows, (start, 0), &inside),
+                _ => register_together::<K, false>(p, rows, (start, before), &inside),
+            }
+        }
+    });
+}
+
+/// One register of tiles, for all channels: its first lane, and its lanes before the run's.
+///
+/// # Safety
+///
+/// As [`together`], and as [`register`] says.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn register_together<K: Together, const FIRST: bool>(
+    p: &PackTiles<f32>,
+    rows: &[Row],
+    (start, before): (usize, usize),
+    inside: &[__m256i; MOST_READ],
+) {
+    let read = const { 2 * K::STEP + K::STEP / 2 };
+    let mut to = p.to.wrapping_add(start);
+    let held = held(before);
+    let ahead = AHEAD.div_ceil(SIDE) as isize;
+    for channel in 0..p.channels as isize {
+        for row in rows {
+            let from = [0, 1].map(|n| row.from[n].wrapping_offset(channel * row.channel[n]));
+            // SAFETY: the caller vouches for the columns and the lanes.
+            unsafe {
+                let next = from[0].wrapping_offset(ahead * row.channel[0]);
+                for line in (0..LANES * read).step_by(16) {
+                    prefetch(next.wrapping_add(line));
+                }
+                let sign = _mm256_set1_ps(row.sign);
+                let mut sums = [_mm256_setzero_ps(); MOST_READ];
+                for k in 0..read {
+                    let [a, b] =
+                        from.map(|row| _mm256_maskload_ps(row.wrapping_add(LANES * k), inside[k]));
+                    sums[k] = _mm256_fmadd_ps(b, sign, a);
+                }
+                let columns = columns_apart::<K>(&sums);
+                for (n, &(offset, taps)) in K::PIECES.iter().enumerate() {
+                    let d = |j: usize| columns[(offset + (j * K::STEP) as isize) as usize];
+                    let store = |j: usize, value| {
+                        let place = *row.places.add(n * SIDE * SIDE + j);
+                        store::<FIRST>(to.wrapping_add(place), held, value);
+                    };
+                    let (b, c) = (d(1), d(2));
+                    if taps > 1 {
+                        store(0, _mm256_sub_ps(d(0), c));
+                    }
+                    store(1, _mm256_add_ps(b, c));
+                    store(2, _mm256_sub_ps(c, b));
+                    if taps > 2 {
+                        store(3, _mm256_sub_ps(b, d(3)));
+                    }
+                }
+            }
+        }
+        to = to.wrapping_add(p.width);
+    }
+}
+
+/// Tells the columns of 8 tiles apart that lie `2 * STEP` columns from each other, of a row with two tiles more:
+/// lane `n` of column `k` is column `k` of tile `n`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn columns_apart<K: Together>(row: &[__m256; MOST_READ]) -> [__m256; MOST_COLUMNS] {
+    let pitch = const { 2 * K::STEP };
+    let mut columns = [_mm256_setzero_ps(); MOST_COLUMNS];
+    if K::STEP == 2 {
+        let [a, b, c, d] = [row[0], row[1], row[2], row[3]];
+        let first = quads([
+            _mm256_permute2f128_ps::<0x20>(a, c),
+            _mm256_permute2f128_ps::<0x31>(a, c),
+            _mm256_permute2f128_ps::<0x20>(b, d),
+            _mm256_permute2f128_ps::<0x31>(b, d),
+        ]);
+        columns[..4].copy_from_slice(&first);
+    } else {
+        let first = transposed(std::array::from_fn(|k| row[k]));
+        columns[..8].copy_from_slice(&first);
+    }
+    let mut behind = [0.0; MOST_COLUMNS];
+    for k in 0..K::STEP / 2 {
+        // SAFETY: the array has room for the registers of two tiles.
+        unsafe { _mm256_storeu_ps(behind.as_mut_ptr().add(LANES * k), row[pitch + k]) };
+    }
+    // Column `k` of the next tile is the same tile's column further on.
+    for k in pitch..MOST_COLUMNS {
+        let (column, of) = (columns[k % pitch], k % pitch);
+        let two = _mm_setr_ps(behind[of], behind[pitch + of], 0.0, 0.0);
+        let high = _mm256_permute2f128_ps::<0x21>(column, _mm256_castps128_ps256(two));
+        let [low, high] = [column, high].map(|half| _mm256_castps_si256(half));
+        columns[k] = _mm256_castsi256_ps(match k / pitch {
+            1 => _mm256_alignr_epi8::<4>(high, low),
+            _ => _mm256_alignr_epi8::<8>(high, low),
+        });
+    }
+    columns
 }
 
 /// `B' d`.

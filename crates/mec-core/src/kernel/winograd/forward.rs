@@ -7,40 +7,67 @@ use crate::kernel::tile::step;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// A run of tiles, to be packed and transformed at once: for each of `channels`, the four columns of four
-/// rows that each tile meets, `B' d B` of which goes to the tile's lane at each position.
+/// A run of tiles, to be packed and transformed at once: for each of `channels` and each piece of the kernel, the
+/// four columns of four rows that each tile meets, `B' d B` of which goes to the tile's lane at each position.
 ///
-/// Positions (`rows`, `columns`) can be read where they lie inside the input, and count as zero elsewhere;
-/// tile `n` meets the columns from `2 * n` on. Lane `lane + n` of `width`, a whole number of registers, can
-/// be written for each channel at each position with a product, and so can the lanes behind them. Those before
-/// have been written: runs are packed in order.
-pub struct PackTiles<T> {
-    /// Row 0, column 0 of the first tile and channel.
+/// What lies inside the input can be read, the rest counts as zero. Lane `lane + n` of `width`, a whole number of
+/// registers, can be written for each channel at each position with a product, and so can the lanes behind them.
+/// Those before have been written: runs are packed in order.
+pub struct PackTiles<'a, T> {
+    /// What the kernel's first element meets for the first output of the first tile, of the first channel.
     pub from: *const T,
     /// Elements from a channel to the next, in the tensor.
     pub from_channel: isize,
-    /// Elements from a row of positions to the next.
+    /// Elements from a row to the next.
     pub from_row: isize,
-    /// Elements from a column of positions to the next.
+    /// Elements from a column to the next.
     pub from_column: isize,
-    /// The rows inside the input, of [`SIDE`].
-    pub rows: Range<usize>,
-    /// The columns inside the input, of those that the tiles meet.
-    pub columns: Range<usize>,
+    /// The rows of the input.
+    pub rows: InputAxis<'a>,
+    /// The columns of the input.
+    pub columns: InputAxis<'a>,
     /// Tiles, at least 1.
     pub tiles: usize,
     /// Channels.
     pub channels: usize,
-    /// Rows and columns of the piece of the kernel, 1 to 3 each.
-    pub taps: [usize; 2],
     /// The panel.
     pub to: *mut T,
-    /// Where lane 0 of the first channel is, in the panel.
-    pub places: Places,
+    /// Where lane 0 of the first channel is, in the panel, of each piece: those of the first piece of rows come first.
+    pub places: &'a [Places],
     /// Lane of the first tile.
     pub lane: usize,
     /// Lanes of the strip: elements from a channel to the next, in the panel.
     pub width: usize,
+}
+
+/// One axis of the input that a run of tiles meets, counted from [`PackTiles::from`].
+#[derive(Debug, Clone)]
+pub struct InputAxis<'a> {
+    /// What lies inside the input.
+    pub inside: Range<isize>,
+    /// From a position of a tile to the next.
+    pub unit: usize,
+    /// The pieces of the kernel along this axis.
+    pub pieces: &'a [InputPiece],
+}
+
+/// A piece of the kernel along one axis.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InputPiece {
+    /// Where position 0 of the first tile is.
+    pub offset: isize,
+    /// Elements of the kernel, 1 to 3.
+    pub taps: usize,
+}
+
+impl InputAxis<'_> {
+    /// Of `count` positions of a piece, from the first tile's position 0 on: those inside the input.
+    pub fn positions(&self, piece: InputPiece, count: usize) -> Range<usize> {
+        let reach = |to: isize| (to - piece.offset).max(0) as usize;
+        let [start, end] =
+            [self.inside.start, self.inside.end].map(|to| reach(to).div_ceil(self.unit).min(count));
+        start..end
+    }
 }
 
 /// What lies at each position of many tiles, to be transformed in place.

@@ -1,8 +1,8 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
 use crate::kernel::{
-    Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE, TransformInPlace, Vector,
-    product_positions, taps_before,
+    InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
+    TransformInPlace, Vector, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
@@ -99,6 +99,16 @@ impl Axis {
     fn classes(&self) -> [&[Piece]; 2] {
         let (larger, others) = self.pieces[..self.count].split_at(self.larger);
         [larger, others]
+    }
+
+    /// The number of a piece.
+    fn number(&self, piece: Piece) -> usize {
+        self.pieces[..self.count].iter().take_while(|other| other.tap != piece.tap).count()
+    }
+
+    /// The pieces as packing meets them.
+    fn input_pieces(&self) -> [InputPiece; MAX_AXIS_PIECES] {
+        self.pieces.map(|Piece { offset, taps, .. }| InputPiece { offset, taps })
     }
 
     /// How many pieces have a product at `position`: none, the first ones or all.
@@ -352,11 +362,8 @@ impl Tiling {
                     channels: most.min(source.channels - first),
                 };
                 let panel = panel.wrapping_add(first * strip.width);
-                for (number, piece) in self.pieces().enumerate() {
-                    let places = self.places(number, len, GAP);
-                    // SAFETY: the same contract.
-                    unsafe { self.pack_tiles(kernel, strip, &block, piece, panel, places) };
-                }
+                // SAFETY: the same contract.
+                unsafe { self.pack_tiles(kernel, strip, &block, panel, len) };
             }
             return;
         }
@@ -376,7 +383,7 @@ impl Tiling {
         }
     }
 
-    /// Packs and transforms the input that a piece meets, in one.
+    /// Packs and transforms in one; a position of a piece has `len` elements.
     ///
     /// # Safety
     ///
@@ -386,33 +393,41 @@ impl Tiling {
         kernel: &Kernel<T>,
         strip: &Strip,
         source: &Source<T>,
-        (rows, columns): (Piece, Piece),
         panel: *mut T,
-        places: Places,
+        len: usize,
     ) {
         let (h, w) = (&self.height, &self.width);
         let [image, channel, row, column] = source.strides;
+        let mut places = [[0; POSITIONS]; MAX_PIECES];
+        for (number, (rows, columns)) in self.pieces().enumerate() {
+            places[h.number(rows) * w.count + w.number(columns)] = self.places(number, len, GAP);
+        }
+        let pieces = [h.input_pieces(), w.input_pieces()];
         for run in strip.runs() {
-            let top = first_input(h, run.row, rows);
-            let left = first_input(w, run.column, columns);
-            let across = OUTPUTS * (run.tiles - 1) + SIDE;
-            let (above, inside_rows) = inside_columns(top, h.unit, h.reach.input, SIDE);
-            let (before, inside) = inside_columns(left, w.unit, w.reach.input, across);
+            let top = first_input(h, run.row);
+            let left = first_input(w, run.column);
             let offset = run.image as isize * image + top * row + left * column;
-            // SAFETY: only positions inside the input are named as such; the strip has the lanes.
+            // SAFETY: only what is inside the input is named as such; the strip has the lanes.
             unsafe {
                 kernel.winograd.pack_tiles(&PackTiles {
                     from: source.first.wrapping_offset(offset),
                     from_channel: channel,
-                    from_row: h.unit as isize * row,
-                    from_column: w.unit as isize * column,
-                    rows: above..above + inside_rows,
-                    columns: before..before + inside,
+                    from_row: row,
+                    from_column: column,
+                    rows: InputAxis {
+                        inside: -top..h.reach.input as isize - top,
+                        unit: h.unit,
+                        pieces: &pieces[0][..h.count],
+                    },
+                    columns: InputAxis {
+                        inside: -left..w.reach.input as isize - left,
+                        unit: w.unit,
+                        pieces: &pieces[1][..w.count],
+                    },
                     tiles: run.tiles,
                     channels: source.channels,
-                    taps: [rows.taps, columns.taps],
                     to: panel,
-                    places,
+                    places: &places[..self.count()],
                     lane: run.lane,
                     width: strip.width,
                 });
@@ -448,10 +463,10 @@ impl Tiling {
         for run in strip.runs() {
             let idle = if run.lane + run.tiles == used { strip.width - used } else { 0 };
             for i in met(rows.taps).step_by(together) {
-                let top = first_input(h, run.row, rows) + (i * h.unit) as isize;
+                let top = first_input(h, run.row) + rows.offset + (i * h.unit) as isize;
                 let (above, inside) = inside_columns(top, h.unit, h.reach.input, together);
                 for j in met(columns.taps) {
-                    let left = first_input(w, run.column, columns) + (j * w.unit) as isize;
+                    let left = first_input(w, run.column) + columns.offset + (j * w.unit) as isize;
                     let (before, columns) = inside_columns(left, step, w.reach.input, run.tiles);
                     let start = left + (before * step) as isize;
                     let place = |i: usize| places[i * SIDE + j];
@@ -487,9 +502,9 @@ impl Tiling {
     }
 }
 
-/// The input position of a tile's position 0: of the tile that begins at `output`, for `piece`.
-fn first_input(axis: &Axis, output: usize, piece: Piece) -> isize {
-    (output * axis.reach.step) as isize + piece.offset + axis.reach.base
+/// The input position that the first tap of the correlation meets for output `output`.
+fn first_input(axis: &Axis, output: usize) -> isize {
+    (output * axis.reach.step) as isize + axis.reach.base
 }
 
 #[cfg(test)]
