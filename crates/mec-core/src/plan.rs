@@ -200,20 +200,32 @@ mod tests {
 
     #[test]
     fn a_limit_is_kept_or_refused() {
-        let options = ConvOptions::default();
-        let geometry = Geometry::new([8, 64, 56, 56], [64, 64, 3, 3], &options).unwrap();
-        for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
-            let with = |limit| {
-                let settings = Settings { workspace_limit: Some(limit), ..Settings::default() };
-                Plan::new::<f32>(&geometry, pass, &settings)
-            };
-            let Err(Error::WorkspaceLimit { minimum, .. }) = with(0) else {
-                panic!("{pass} without any workspace")
-            };
-            for limit in [minimum, 50_000, 200_000] {
-                assert!(with(limit).unwrap().workspace_bytes <= limit, "{pass}: {limit}");
+        for (input, weight, stride, groups) in [
+            ([8, 64, 56, 56], [64, 64, 3, 3], 1, 1),
+            ([8, 32, 28, 28], [32, 32, 3, 3], 2, 1),
+            ([8, 3, 57, 57], [48, 3, 11, 11], 4, 1),
+            ([8, 3, 32, 32], [64, 3, 3, 3], 1, 1),
+            ([8, 64, 28, 28], [256, 64, 1, 1], 1, 1),
+            ([8, 32, 28, 28], [32, 1, 3, 3], 2, 32),
+        ] {
+            let options = ConvOptions { stride: [stride; 2], groups, ..ConvOptions::default() };
+            let geometry = Geometry::new(input, weight, &options).unwrap();
+            for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
+                let with = |limit| {
+                    let settings = Settings { workspace_limit: Some(limit), ..Settings::default() };
+                    Plan::new::<f32>(&geometry, pass, &settings)
+                };
+                let at = format!("{pass} of {geometry:?}");
+                let Err(Error::WorkspaceLimit { minimum, .. }) = with(0) else {
+                    panic!("{at} without any workspace")
+                };
+                assert!(with(minimum - 1).is_err(), "{at}");
+                // Every kind of plan, with and without fewer multiplications, lies in between.
+                for limit in (minimum..700_000).step_by(997) {
+                    let taken = with(limit).unwrap().workspace_bytes;
+                    assert!(taken <= limit, "{at}: {taken} of {limit}");
+                }
             }
-            assert!(with(minimum - 1).is_err());
         }
     }
 

@@ -36,7 +36,7 @@ use depthwise::stage;
 use engine::{Job, Operands};
 use stream::Stream;
 use strips::{Strips, TileSize};
-use weight_gradient::Plain;
+use weight_gradient::{Division, Plain};
 
 /// What the thread pool may take of a thread's bound for its own jobs.
 const RESERVED: usize = 16 << 10;
@@ -245,10 +245,11 @@ impl Work {
         let mut worker = engine::worker_bytes::<T>(&jobs);
         let mut tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
         let mut shared = shared;
-        // The lists must fit as well, even if nothing comes of them.
+        // The lists must fit as well, beside either plan and even if nothing comes of them.
         let phases = correlations.iter().map(|c| c.phases().len()).sum();
         let lists = winograd::jobs_bytes(phases);
-        let fewer = fewer(settings.algorithm).filter(|_| lists <= room).and_then(|forced| {
+        let fit = lists <= room && worker <= limit.saturating_sub(shared + lists);
+        let fewer = fewer(settings.algorithm).filter(|_| fit).and_then(|forced| {
             let limits = [each, room].map(|limit| limit.saturating_sub(lists));
             winograd::jobs(&apart(), size, threads, limits, forced)
         });
@@ -275,9 +276,10 @@ impl Work {
             return Ok(Self { method: Method::Zeros, threads: 1, workspace_bytes: 0 });
         }
         let plan = size_of::<(Correlation, Option<winograd::Blocks>, Plain)>();
-        let each = limit.saturating_sub(plan).min(WORKSPACE_PER_THREAD - RESERVED);
+        let held = plan + Division::MOST_SHARED_BYTES;
+        let each = limit.saturating_sub(held).min(WORKSPACE_PER_THREAD - RESERVED);
         let Some(plain) = Plain::new(&c, kernel, each, joined) else {
-            let minimum = plan + Plain::smallest(&c, kernel, joined);
+            let minimum = held + Plain::smallest(&c, kernel, joined);
             return Err(Error::WorkspaceLimit { pass: Pass::WeightGradient, minimum, limit });
         };
         let fewer = fewer(settings.algorithm)

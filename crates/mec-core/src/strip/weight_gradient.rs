@@ -127,6 +127,9 @@ impl Block {
 const TASKS_WANTED: usize = 16;
 
 impl Division {
+    /// The most that [`Division::shared_bytes`] can be: only so few blocks come in parts.
+    pub const MOST_SHARED_BYTES: usize = TASKS_WANTED * size_of::<usize>();
+
     /// Blocks of at most so many channels each way, in one part.
     pub fn new(c: &Correlation, channels: usize, outputs: usize) -> Self {
         let groups = c.groups;

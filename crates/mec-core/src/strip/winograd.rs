@@ -152,7 +152,7 @@ impl Winograd {
     fn keeping(self, c: &Correlation, size: TileSize, threads: usize, room: usize) -> Self {
         let all = c.outputs.div_ceil(self.parts).div_ceil(self.outputs);
         let keeping = Self { kept: all, ..self };
-        let bytes = keeping.workspace_len() * size.bytes + list_bytes(&keeping);
+        let bytes = keeping.worker_bytes(size);
         let (weights, whole) = (keeping.weights_len() * size.bytes, self.channels == c.channels);
         if keeps(weights, whole, self.panels, threads) && bytes <= room { keeping } else { self }
     }
@@ -180,8 +180,12 @@ impl Winograd {
             let whole = even.next_multiple_of(size.lanes).min(c.channels);
             for channels in iter::once(even).chain((whole > even).then_some(whole)) {
                 plan.channels = channels;
+                let fits = |units: &usize| {
+                    let plan = Self { panels: plan.units.div_ceil(*units), ..plan };
+                    plan.worker_bytes(size) <= limit
+                };
                 let most = plan.most_units(size, limit).min(plan.units);
-                if most > 0 {
+                if let Some(most) = (1..=most).rev().find(fits) {
                     plan.panels = plan.units.div_ceil(most);
                     let cycles = plan.cycles(c, 1);
                     if cycles < best.0 {
@@ -196,7 +200,12 @@ impl Winograd {
         best.1
     }
 
-    /// Most units of a panel of at most `limit` bytes, with what it is multiplied with.
+    /// Bytes of workspace for each thread.
+    fn worker_bytes(&self, size: TileSize) -> usize {
+        self.workspace_len() * size.bytes + list_bytes(self)
+    }
+
+    /// Most units of a panel of at most `limit` bytes, with what it is multiplied with but without lists.
     fn most_units(&self, size: TileSize, limit: usize) -> usize {
         let held = |beside: usize| (limit / size.bytes).saturating_sub(beside);
         if self.whole_images() {
