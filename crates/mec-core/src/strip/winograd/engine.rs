@@ -4,7 +4,7 @@ use super::tiling::{GAP, MAX_PIECES, Strip};
 use super::{Job, Winograd};
 use crate::kernel::{
     Kernel, KernelPiece, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter,
-    TransformAdditions, TransformOutputs, TransformWeights, Vector,
+    TransformAdditions, TransformOutputs, TransformWeights, Vector, prefetch,
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
@@ -151,6 +151,7 @@ impl<T: Vector> Worker<'_, T> {
                         continue;
                     }
                     for place in 0..self.strips.len() {
+                        self.ask_for_outputs(&block, &tile, place);
                         self.multiply(&block, &tile, weights, place);
                         finite &= self.outputs(&block, &tile, place);
                     }
@@ -315,6 +316,28 @@ impl<T: Vector> Worker<'_, T> {
             });
         }
         finite
+    }
+
+    /// Asks for the lines of the output to which one strip of some output channels goes: what is stored waits for its
+    /// line, and products take long enough to fetch it. Layers at large batches took 1.02 to 1.08 times as long
+    /// without, those at batch 1 up to 1.07 (Zen 3, two threads).
+    fn ask_for_outputs(&self, block: &Block, outputs: &Range<usize>, place: usize) {
+        let (c, o) = (self.c, self.operands);
+        let line = 64 / size_of::<T>();
+        let column = self.plan.tiling.width.distance * c.width.out_step * o.y_strides[3];
+        let output = block.group * c.outputs + outputs.start;
+        for runs in self.strips[place].runs.clone() {
+            for run in &self.runs[runs] {
+                for r in 0..outputs.len() {
+                    let first = run.offset + (output + r) * o.y_strides[1];
+                    let last = first + (run.columns - 1) * column;
+                    for at in (first..last).step_by(line) {
+                        prefetch(o.y.wrapping_add(at));
+                    }
+                    prefetch(o.y.wrapping_add(last));
+                }
+            }
+        }
     }
 
     /// Transforms and stores one strip of some output channels; whether all are finite.
