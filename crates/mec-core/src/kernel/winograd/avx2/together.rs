@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 pub(super) trait Together {
     /// Columns of the input from a position of a tile to the next: 2 or 4.
     const STEP: usize;
-    /// The pieces, as [`InputPiece`] has them: offset and taps.
+    /// The pieces: offset and taps of each [`InputPiece`](crate::kernel::InputPiece).
     const PIECES: &'static [(isize, usize)];
 }
 
@@ -82,7 +82,7 @@ struct Row {
 ///
 /// # Safety
 ///
-/// As [`pack_tiles`], for columns that lie beside each other and are those of `K`.
+/// As [`pack_tiles`](super::pack_tiles), for columns that lie beside each other and are those of `K`.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn together<K: Together>(p: &PackTiles<f32>) {
     // Rows outside the input.
@@ -107,7 +107,7 @@ pub(super) unsafe fn together<K: Together>(p: &PackTiles<f32>) {
                     from: [a.0, b.0],
                     channel: [a.1, b.1],
                     sign: if i == 1 { 1.0 } else { -1.0 },
-                    places: &raw const p.places[r * K::PIECES.len()][i * SIDE],
+                    places: p.places[r * K::PIECES.len()..].as_flattened()[i * SIDE..].as_ptr(),
                 });
                 count += 1;
             }
@@ -127,7 +127,8 @@ pub(super) unsafe fn together<K: Together>(p: &PackTiles<f32>) {
 ///
 /// # Safety
 ///
-/// As [`together`], and as [`register`] says.
+/// As [`together`]; only what is `inside` is read. Without `FIRST` the lanes before the run's have been written and are
+/// left as they are.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn register_together<K: Together, const FIRST: bool>(
     p: &PackTiles<f32>,
