@@ -338,3 +338,33 @@ pub(crate) unsafe fn scatter<T: Vector, I: Isa>(scatter: &Scatter<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(RunScatter(scatter));
 }
+
+/// Of `columns` (or rows) `first, first + step, ...`: how many come before `0..input`, and how many
+/// of the rest lie inside it.
+pub(crate) fn inside_columns(
+    first: isize,
+    step: usize,
+    input: usize,
+    columns: usize,
+) -> (usize, usize) {
+    let step = step as isize;
+    let reach = |to: isize| ((to - first).max(0) + step - 1) / step;
+    let before = (reach(0) as usize).min(columns);
+    let end = (reach(input as isize) as usize).min(columns);
+    (before, end - before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_outside_the_input_are_counted() {
+        assert_eq!(inside_columns(-2, 1, 10, 5), (2, 3));
+        assert_eq!(inside_columns(-3, 2, 10, 8), (2, 5));
+        assert_eq!(inside_columns(8, 1, 10, 5), (0, 2));
+        assert_eq!(inside_columns(12, 1, 10, 5), (0, 0));
+        assert_eq!(inside_columns(-9, 1, 4, 5), (5, 0));
+        assert_eq!(inside_columns(0, 1, 0, 3), (0, 0));
+    }
+}

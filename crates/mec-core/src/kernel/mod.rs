@@ -23,7 +23,7 @@ mod transpose;
 mod winograd;
 
 pub(crate) use dots::{Dots, ELEMENTS, Span};
-pub(crate) use lanes::{OutRun, Pack, Scatter};
+pub(crate) use lanes::{OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{Plane, RowSums, Rows, Staged, StagedSums, StagedTap, Window};
 pub use simd::Vector;

@@ -3,7 +3,7 @@
 
 use super::correlation::{Correlation, Lowering, Phase};
 use super::strips::Columns;
-use crate::kernel::{Kernel, MAX_COLUMNS, OutRun, Pack, Vector};
+use crate::kernel::{Kernel, MAX_COLUMNS, OutRun, Pack, Vector, inside_columns};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -261,35 +261,5 @@ pub(crate) unsafe fn pack<T: Vector>(
                 }
             }
         }
-    }
-}
-
-/// Of `columns` (or rows) `first, first + step, ...`: how many come before `0..input`, and how many
-/// of the rest lie inside it.
-pub(super) fn inside_columns(
-    first: isize,
-    step: usize,
-    input: usize,
-    columns: usize,
-) -> (usize, usize) {
-    let step = step as isize;
-    let reach = |to: isize| ((to - first).max(0) + step - 1) / step;
-    let before = (reach(0) as usize).min(columns);
-    let end = (reach(input as isize) as usize).min(columns);
-    (before, end - before)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_outside_the_input_are_counted() {
-        assert_eq!(inside_columns(-2, 1, 10, 5), (2, 3));
-        assert_eq!(inside_columns(-3, 2, 10, 8), (2, 5));
-        assert_eq!(inside_columns(8, 1, 10, 5), (0, 2));
-        assert_eq!(inside_columns(12, 1, 10, 5), (0, 0));
-        assert_eq!(inside_columns(-9, 1, 4, 5), (5, 0));
-        assert_eq!(inside_columns(0, 1, 0, 3), (0, 0));
     }
 }

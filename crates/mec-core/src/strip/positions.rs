@@ -10,8 +10,8 @@
 //! meets all the positions of an image in one piece.
 
 use super::correlation::{Correlation, Lowering};
-use super::panel::{Source, inside_columns};
-use crate::kernel::{Kernel, Pack, Vector};
+use super::panel::Source;
+use crate::kernel::{Kernel, Pack, Vector, inside_columns};
 use crate::plan::Piece;
 use std::ops::Range;
 

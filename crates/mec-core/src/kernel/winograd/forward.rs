@@ -2,6 +2,7 @@
 //! micro-kernel between them.
 
 use super::{POSITIONS, Places, SIDE, has_product, tap_at};
+use crate::kernel::lanes::inside_columns;
 use crate::kernel::simd::{Isa, Vector};
 use crate::kernel::tile::step;
 use pulp::{Simd, WithSimd};
@@ -63,10 +64,10 @@ pub struct InputPiece {
 impl InputAxis<'_> {
     /// Of `count` positions of a piece, from the first tile's position 0 on: those inside the input.
     pub fn positions(&self, piece: InputPiece, count: usize) -> Range<usize> {
-        let reach = |to: isize| (to - piece.offset).max(0) as usize;
-        let [start, end] =
-            [self.inside.start, self.inside.end].map(|to| reach(to).div_ceil(self.unit).min(count));
-        start..end
+        let Range { start, end } = self.inside;
+        let first = piece.offset - start;
+        let (before, inside) = inside_columns(first, self.unit, (end - start) as usize, count);
+        before..before + inside
     }
 }
 

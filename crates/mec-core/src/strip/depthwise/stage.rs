@@ -10,11 +10,11 @@
 
 use crate::kernel::{
     Kernel, Onto, OutRun, Pack, Plane, Scatter, Staged, StagedSums, StagedTap, Vector,
+    inside_columns,
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::{Correlation, Lowering, Phase};
 use crate::strip::engine::Operands;
-use crate::strip::panel::inside_columns;
 use crate::strip::weight_gradient::Operands as GradientOperands;
 use crate::strip::workers::for_each_worker;
 use std::ops::Range;

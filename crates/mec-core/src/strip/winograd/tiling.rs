@@ -2,11 +2,11 @@
 
 use crate::kernel::{
     InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
-    TransformInPlace, Vector, product_positions, taps_before,
+    TransformInPlace, Vector, inside_columns, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
-use crate::strip::panel::{List, Source, inside_columns};
+use crate::strip::panel::{List, Source};
 use std::ops::Range;
 
 /// Most taps of a piece.
@@ -354,6 +354,13 @@ impl Tiling {
                 // SAFETY: the caller vouches for the room.
                 unsafe { panel.write_bytes(0, self.places_len(len, GAP)) };
             }
+            let (h, w) = (&self.height, &self.width);
+            let mut places = [[0; POSITIONS]; MAX_PIECES];
+            for (number, (rows, columns)) in self.pieces().enumerate() {
+                let index = h.number(rows) * w.count + w.number(columns);
+                places[index] = self.places(number, len, GAP);
+            }
+            let places = &places[..self.count()];
             let most = if self.count() > 1 { BLOCK } else { source.channels };
             for first in (0..source.channels).step_by(most) {
                 let block = Source {
@@ -363,7 +370,7 @@ impl Tiling {
                 };
                 let panel = panel.wrapping_add(first * strip.width);
                 // SAFETY: the same contract.
-                unsafe { self.pack_tiles(kernel, strip, &block, panel, len) };
+                unsafe { self.pack_tiles(kernel, strip, &block, panel, places) };
             }
             return;
         }
@@ -383,7 +390,7 @@ impl Tiling {
         }
     }
 
-    /// Packs and transforms in one; a position of a piece has `len` elements.
+    /// Packs and transforms in one; `places` are those of the pieces, by rows and then by columns.
     ///
     /// # Safety
     ///
@@ -394,14 +401,10 @@ impl Tiling {
         strip: &Strip,
         source: &Source<T>,
         panel: *mut T,
-        len: usize,
+        places: &[Places],
     ) {
         let (h, w) = (&self.height, &self.width);
         let [image, channel, row, column] = source.strides;
-        let mut places = [[0; POSITIONS]; MAX_PIECES];
-        for (number, (rows, columns)) in self.pieces().enumerate() {
-            places[h.number(rows) * w.count + w.number(columns)] = self.places(number, len, GAP);
-        }
         let pieces = [h.input_pieces(), w.input_pieces()];
         for run in strip.runs() {
             let top = first_input(h, run.row);
@@ -427,7 +430,7 @@ impl Tiling {
                     tiles: run.tiles,
                     channels: source.channels,
                     to: panel,
-                    places: &places[..self.count()],
+                    places,
                     lane: run.lane,
                     width: strip.width,
                 });
