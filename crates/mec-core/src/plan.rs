@@ -47,11 +47,13 @@ pub struct Piece {
     /// Remainder of the output rows it computes when divided by the stride; 0 but in the input
     /// gradient, whose output is the input's gradient.
     pub row_phase: usize,
+    /// How many are computed together, from this one on.
+    pub row_phases: usize,
     /// Remainders of the columns that are computed together, from this one on.
     pub column_phase: usize,
     /// How many of them.
     pub column_phases: usize,
-    /// Output rows and columns of each phase.
+    /// Output rows and columns of each phase: of the first, where some have fewer.
     pub output: [usize; 2],
     /// Bands an image is divided into: 1 is the paper's algorithm, the output's height is im2col.
     pub bands: usize,
@@ -143,9 +145,20 @@ mod tests {
     use crate::{ConvOptions, WORKSPACE_PER_THREAD};
 
     fn plan(input: [usize; 4], weight: [usize; 4], stride: usize, pass: Pass) -> Plan {
+        plan_by(Algorithm::Auto, input, weight, stride, pass)
+    }
+
+    fn plan_by(
+        algorithm: Algorithm,
+        input: [usize; 4],
+        weight: [usize; 4],
+        stride: usize,
+        pass: Pass,
+    ) -> Plan {
         let options = ConvOptions { stride: [stride; 2], ..ConvOptions::default() };
         let geometry = Geometry::new(input, weight, &options).unwrap();
-        Plan::new::<f32>(&geometry, pass, &Settings::default()).unwrap()
+        let settings = Settings { algorithm, workspace_limit: None };
+        Plan::new::<f32>(&geometry, pass, &settings).unwrap()
     }
 
     #[test]
@@ -160,10 +173,16 @@ mod tests {
 
     #[test]
     fn the_input_gradient_has_a_piece_for_each_row_phase() {
-        let strided = plan([1, 3, 227, 227], [96, 3, 11, 11], 4, Pass::InputGradient);
+        let first_layer = |algorithm| {
+            plan_by(algorithm, [1, 3, 227, 227], [96, 3, 11, 11], 4, Pass::InputGradient)
+        };
+        let strided = first_layer(Algorithm::Strip);
         assert_eq!(strided.pieces.len(), 4);
         assert!(strided.pieces.iter().all(|p| p.column_phases == 4));
         assert_eq!(strided.pieces.iter().map(|p| p.output[0]).sum::<usize>(), 227);
+        let [to_space] = first_layer(Algorithm::Auto).pieces[..] else { panic!("one for all phases") };
+        assert_eq!([to_space.row_phases, to_space.column_phases], [4, 4]);
+        assert_eq!(to_space.output, [57, 57]);
         let wide = plan([1, 3, 60, 60], [8, 3, 6, 6], 6, Pass::InputGradient);
         assert_eq!(wide.pieces.len(), 36);
         assert_eq!(plan([1, 3, 9, 9], [8, 3, 3, 3], 1, Pass::InputGradient).pieces.len(), 1);

@@ -192,9 +192,18 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
         // SAFETY: `scatter`'s contract covers every address formed here.
         unsafe {
             for run in s.runs {
-                if s.phases == 2 && s.out_column == 2 && !matches!(s.onto, Onto::Output) {
-                    s.pairs(simd, run);
-                    continue;
+                if s.phases == s.out_column && !matches!(s.onto, Onto::Output) {
+                    match s.phases {
+                        2 => {
+                            s.turns::<S, 2>(simd, run);
+                            continue;
+                        }
+                        4 => {
+                            s.turns::<S, 4>(simd, run);
+                            continue;
+                        }
+                        _ => {}
+                    }
                 }
                 for phase in 0..s.phases {
                     let missing = usize::from(run.ends && phase >= s.last_phases);
@@ -258,47 +267,44 @@ impl<T: Vector> Scatter<'_, T> {
         }
     }
 
-    /// Columns of two phases, which take turns. One by one, they took a seventh of the input gradient of r2.
+    /// Columns of `P` phases, which take turns. One by one, those of two took a seventh of the input gradient of r2.
     ///
     /// # Safety
     ///
     /// As [`scatter`], for one run that is not added to the output.
     #[inline(always)]
-    unsafe fn pairs<S: Simd>(&self, simd: S, run: &OutRun) {
+    unsafe fn turns<S: Simd, const P: usize>(&self, simd: S, run: &OutRun) {
         let lanes = T::lanes::<S>();
-        let columns = 2 * run.columns - usize::from(run.ends) * (2 - self.last_phases);
-        let whole = columns / (2 * lanes) * lanes;
-        let rest = T::mask(simd, 0, run.columns - whole);
-        let left = columns - 2 * whole;
-        let halves = [left.min(lanes), left - left.min(lanes)].map(|n| T::first(simd, n));
+        let columns = P * run.columns - usize::from(run.ends) * (P - self.last_phases);
+        let whole = columns / (P * lanes) * lanes;
+        let mask = T::mask(simd, 0, run.columns - whole);
+        let left = columns - P * whole;
+        let rest: [_; P] =
+            std::array::from_fn(|n| T::first(simd, left.saturating_sub(n * lanes).min(lanes)));
         let out = self.out.wrapping_add(run.offset);
         for r in 0..self.channels {
             let bias = T::splat(simd, self.bias(r));
             // SAFETY: the caller vouches for both sides.
             unsafe {
-                let phases = [0, 1].map(|phase| {
-                    self.tile.add((r * self.phases + phase) * self.tile_phase + run.lane)
-                });
+                let phase = |p: usize| {
+                    self.tile.add((r * self.phases + p) * self.tile_phase + run.lane)
+                };
                 let to = out.wrapping_add(r * self.out_channel);
                 for at in (0..whole).step_by(lanes) {
-                    let a = T::sum(simd, T::load::<S>(phases[0].add(at)), bias);
-                    let b = T::sum(simd, T::load::<S>(phases[1].add(at)), bias);
-                    T::store_in_turns::<S>(to.wrapping_add(2 * at), a, b);
+                    let values: [_; P] = std::array::from_fn(|p| {
+                        T::sum(simd, T::load::<S>(phase(p).add(at)), bias)
+                    });
+                    store_all_in_turns::<T, S, P>(to.wrapping_add(P * at), values);
                 }
-                if 2 * whole < columns {
-                    let a = T::load_masked(simd, phases[0].add(whole), rest);
-                    let b = T::load_masked(simd, phases[1].add(whole), rest);
-                    let mut turns = [T::ZERO; 2 * MAX_LANES];
-                    let (a, b) = (T::sum(simd, a, bias), T::sum(simd, b, bias));
-                    T::store_in_turns::<S>(turns.as_mut_ptr(), a, b);
-                    for (half, first) in halves.into_iter().enumerate() {
-                        let value = T::load::<S>(turns.as_ptr().add(half * lanes));
-                        T::store_first(
-                            simd,
-                            to.wrapping_add(2 * whole + half * lanes),
-                            first,
-                            value,
-                        );
+                if P * whole < columns {
+                    let values: [_; P] = std::array::from_fn(|p| {
+                        T::sum(simd, T::load_masked(simd, phase(p).add(whole), mask), bias)
+                    });
+                    let mut turns = [T::ZERO; MAX_PHASES * MAX_LANES];
+                    store_all_in_turns::<T, S, P>(turns.as_mut_ptr(), values);
+                    for (n, &first) in rest.iter().enumerate() {
+                        let value = T::load::<S>(turns.as_ptr().add(n * lanes));
+                        T::store_first(simd, to.wrapping_add((P * whole) + n * lanes), first, value);
                     }
                 }
             }
@@ -324,6 +330,40 @@ impl<T: Vector> Scatter<'_, T> {
                     *to = if onto { value + *to } else { value };
                 }
             }
+        }
+    }
+}
+
+/// Most phases whose columns are stored in turns.
+const MAX_PHASES: usize = 4;
+
+/// Stores the lanes of two or four registers in turns.
+///
+/// # Safety
+///
+/// `P` registers can be written at `to`.
+#[inline(always)]
+unsafe fn store_all_in_turns<T: Vector, S: Simd, const P: usize>(
+    to: *mut T,
+    values: [T::Of<S>; P],
+) {
+    // SAFETY: the caller vouches for `to`; each half of four registers fills one half of what lies aside.
+    unsafe {
+        match values[..] {
+            [a, b] => T::store_in_turns::<S>(to, a, b),
+            [a, b, c, d] => {
+                let lanes = T::lanes::<S>();
+                let mut even = [T::ZERO; 2 * MAX_LANES];
+                let mut odd = [T::ZERO; 2 * MAX_LANES];
+                T::store_in_turns::<S>(even.as_mut_ptr(), a, c);
+                T::store_in_turns::<S>(odd.as_mut_ptr(), b, d);
+                for half in 0..2 {
+                    let [even, odd] =
+                        [&even, &odd].map(|part| T::load::<S>(part.as_ptr().add(half * lanes)));
+                    T::store_in_turns::<S>(to.wrapping_add(half * 2 * lanes), even, odd);
+                }
+            }
+            _ => unreachable!("two or four phases"),
         }
     }
 }

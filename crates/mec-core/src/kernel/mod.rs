@@ -262,7 +262,16 @@ impl<T: Vector> Kernel<T> {
 
     /// Divides `outputs` channels into the ranges of tiles.
     pub fn tile_ranges(&self, outputs: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let (len, most) = (outputs.len(), self.channels);
+        self.ranges(outputs, self.channels)
+    }
+
+    /// Divides `outputs` channels into ranges of at most `most`.
+    pub fn ranges(
+        &self,
+        outputs: Range<usize>,
+        most: usize,
+    ) -> impl Iterator<Item = Range<usize>> {
+        let len = outputs.len();
         let tiles = len.div_ceil(most);
         let place =
             move |tile: usize| if self.even_tiles { tile * len / tiles } else { tile * most };

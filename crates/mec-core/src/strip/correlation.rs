@@ -174,6 +174,8 @@ pub(crate) struct Correlation {
     pub joined_row: Option<usize>,
     /// Whether the weight's output channels are the ones summed over, far apart in memory.
     pub transposed: bool,
+    /// What the computed channels are, where they are more than the tensor's.
+    pub space: Option<Space>,
     /// The vertical axis.
     pub height: Reach,
     /// The horizontal axis. Where several phases are computed together, its base is the first input
@@ -183,6 +185,22 @@ pub(crate) struct Correlation {
     phase_count: usize,
     last_phases: usize,
 }
+
+/// Computed channels that are all phases of the output's rows and columns, `[row phase][channel][column phase]`: what
+/// lies in the depth of a correlation at stride 1 is dealt to space (Shi et al., *Real-Time Single Image and Video
+/// Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network*, CVPR 2016).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// Phases of rows and of columns.
+    pub phases: [usize; 2],
+    /// Those of the last row and of the last column: their places in the output exist.
+    pub last: [usize; 2],
+    /// Computed channels of a row phase.
+    pub row_outputs: usize,
+}
+
+/// Most computed channels of a row phase: their sums are held together.
+const MAX_ROW_OUTPUTS: usize = 16;
 
 impl Correlation {
     /// The forward pass. `rows_join` says that the input's rows follow each other without a gap.
@@ -195,6 +213,7 @@ impl Correlation {
             outputs: g.channels_out / g.groups,
             joined_row: None,
             transposed: false,
+            space: None,
             height: Reach::forward(&g.height),
             width,
             phases: [Phase { offset: 0, taps: width.taps, weight_first: 0 }; MAX_PHASES],
@@ -228,6 +247,7 @@ impl Correlation {
                     outputs: g.channels_in / g.groups,
                     joined_row: None,
                     transposed: true,
+                    space: None,
                     height: Reach::phase(&g.height, row),
                     width,
                     phases,
@@ -238,6 +258,45 @@ impl Correlation {
             }
         }
         correlations
+    }
+
+    /// The input gradient of few channels at a stride as one correlation, which computes all phases as channels:
+    /// what `dy` is packed into serves them all. Its weights are [`space::weights`](super::space::weights).
+    /// `None` where it cannot be, or where one phase has channels enough.
+    pub fn input_gradient_to_space(g: &Geometry) -> Option<Self> {
+        let axes = [&g.height, &g.width];
+        let phases = axes.map(|axis| axis.stride);
+        let row_outputs = g.channels_in / g.groups * phases[1];
+        if phases == [1, 1]
+            || axes.iter().any(|axis| axis.stride > MAX_PHASES || axis.dilation > 1)
+            || axes.iter().any(|axis| axis.input == 0)
+            || row_outputs > MAX_ROW_OUTPUTS
+        {
+            return None;
+        }
+        let [height, width] = axes.map(|axis| {
+            let (reach, phases, count) = joint_phases(axis);
+            let taps = phases[..count].iter().filter(|p| p.taps > 0).map(|p| p.offset + p.taps);
+            Reach { taps: taps.max().unwrap_or(0), weight_first: 0, weight_step: 1, ..reach }
+        });
+        (height.taps > 0 && width.taps > 0).then_some(Self {
+            batch: g.batch,
+            groups: g.groups,
+            channels: g.channels_out / g.groups,
+            outputs: phases[0] * row_outputs,
+            joined_row: None,
+            transposed: false,
+            space: Some(Space {
+                phases,
+                last: axes.map(|axis| (axis.input - 1) % axis.stride + 1),
+                row_outputs,
+            }),
+            height,
+            width,
+            phases: [Phase { offset: 0, taps: width.taps, weight_first: 0 }; MAX_PHASES],
+            phase_count: 1,
+            last_phases: 1,
+        })
     }
 
     /// The strides of image, channel, row and column by which the correlation meets a tensor.
@@ -360,7 +419,7 @@ impl Correlation {
 }
 
 /// All phases of an axis, computed together: what they have in common, and each one's taps.
-fn joint_phases(axis: &Axis) -> (Reach, [Phase; MAX_PHASES], usize) {
+pub(super) fn joint_phases(axis: &Axis) -> (Reach, [Phase; MAX_PHASES], usize) {
     let each: [Reach; MAX_PHASES] = std::array::from_fn(|p| Reach::phase(axis, p % axis.stride));
     let some = || each.iter().filter(|r| r.taps > 0);
     let base = some().map(|r| r.base).min().unwrap_or(0);

@@ -20,6 +20,7 @@ mod depthwise;
 mod engine;
 mod panel;
 mod positions;
+mod space;
 mod stream;
 mod strips;
 mod weight_gradient;
@@ -130,12 +131,15 @@ impl Work {
             }
             Pass::InputGradient => {
                 let apart = || gradient(true);
-                Self::correlations(kernel, pass, &gradient(false), apart, settings, threads)
+                let to_space = Correlation::input_gradient_to_space(g);
+                let (correlations, apart) = (gradient(false), (apart, to_space));
+                Self::correlations(kernel, pass, &correlations, apart, settings, threads)
             }
             _ => {
                 let c = forward();
                 let rows = c.in_rows(kernel.vectors * kernel.lanes);
-                Self::correlations(kernel, pass, &rows, || vec![c], settings, threads)
+                let apart = || vec![c];
+                Self::correlations(kernel, pass, &rows, (apart, None), settings, threads)
             }
         };
         let special = match pass {
@@ -203,26 +207,27 @@ impl Work {
         Some(Self { method: Method::Stream(Box::new((c, stream))), threads, workspace_bytes })
     }
 
-    /// Plans `correlations`, or the same work as those `apart`, each of one phase, with fewer
-    /// multiplications.
+    /// Plans `correlations`, or the same work with fewer multiplications: as those `apart`, each of one phase, or
+    /// as the one that computes all phases as channels.
     fn correlations<T: Element>(
         kernel: &Kernel<T>,
         pass: Pass,
         correlations: &[Correlation],
-        apart: impl FnOnce() -> Vec<Correlation>,
+        (apart, to_space): (impl FnOnce() -> Vec<Correlation>, Option<Correlation>),
         settings: &Settings,
         threads: usize,
     ) -> Result<Self, Error> {
         let limit = settings.workspace_limit.unwrap_or(usize::MAX);
         let few = correlations.iter().all(|c| c.outputs <= FEW);
-        let size = TileSize {
+        let all = TileSize {
             lanes: kernel.lanes,
-            vectors: if few { MAX_VECTORS } else { kernel.vectors },
+            vectors: kernel.vectors,
             channels: kernel.channels,
             bytes: size_of::<T>(),
             even_tiles: kernel.even_tiles,
             packed_rows: kernel.packed_rows,
         };
+        let size = TileSize { vectors: if few { MAX_VECTORS } else { kernel.vectors }, ..all };
         // The list of jobs, while it is made from the list of correlations.
         let shared = correlations.len() * (size_of::<Job>() + size_of::<Correlation>());
         let taps = correlations.iter().map(engine::taps_bytes).max().unwrap_or(0);
@@ -246,15 +251,19 @@ impl Work {
         let mut tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
         let mut shared = shared;
         // The lists must fit as well, beside either plan and even if nothing comes of them.
-        let phases = correlations.iter().map(|c| c.phases().len()).sum();
-        let lists = winograd::jobs_bytes(phases);
-        let fit = lists <= room && worker <= limit.saturating_sub(shared + lists);
-        let fewer = fewer(settings.algorithm).filter(|_| fit).and_then(|forced| {
+        let phases: usize = correlations.iter().map(|c| c.phases().len()).sum();
+        let lists = winograd::jobs_bytes(phases + usize::from(to_space.is_some()));
+        let fits = |beside: usize| beside <= room && worker <= limit.saturating_sub(shared + beside);
+        let to_space = to_space
+            .filter(|c| fits(lists + space::weights_len(c) * size.bytes))
+            .map(|c| (c, all));
+        let fewer = fewer(settings.algorithm).filter(|_| fits(lists)).and_then(|forced| {
             let limits = [each, room].map(|limit| limit.saturating_sub(lists));
-            winograd::jobs(&apart(), size, threads, limits, forced)
+            winograd::jobs(&apart(), size, to_space, threads, limits, forced)
         });
         if let Some(fewer) = &fewer {
-            shared += lists;
+            let weights: usize = fewer.iter().map(|(c, _)| space::weights_len(c)).sum();
+            shared += lists + weights * size.bytes;
             worker = worker.max(winograd::worker_bytes::<T>(fewer));
             tasks = tasks.max(fewer.iter().map(|(c, plan)| plan.tasks(c.groups)).sum());
         }
@@ -406,7 +415,17 @@ unsafe fn correlate<T: Element>(
     unsafe {
         match &work.method {
             Method::Correlations(fewer, jobs) => {
-                let run = |jobs: &Vec<_>| winograd::run(kernel, jobs, &operands, work.threads);
+                let run = |jobs: &Vec<winograd::Job>| {
+                    let run = |operands| winograd::run(kernel, jobs, operands, work.threads);
+                    match jobs[..] {
+                        [(c, _)] if c.space.is_some() => {
+                            let weights = space::weights(g, &c, weight);
+                            let weight_strides = space::weight_strides(&c);
+                            run(&Operands { weight: weights.as_ptr(), weight_strides, ..operands })
+                        }
+                        _ => run(&operands),
+                    }
+                };
                 if !fewer.as_ref().is_some_and(run) {
                     engine::run(kernel, jobs, &operands, work.threads);
                 }

@@ -108,6 +108,7 @@ impl Positions {
         Piece {
             row_phase: 0,
             column_phase: 0,
+            row_phases: 1,
             column_phases: 1,
             output: [c.height.output, c.width.output],
             bands: c.height.output.div_ceil(self.rows),

@@ -247,6 +247,7 @@ impl Strips {
         Piece {
             row_phase: c.height.out_base,
             column_phase: c.width.out_base,
+            row_phases: 1,
             column_phases: c.phases().len(),
             output: [c.height.output, c.width.output],
             bands: self.columns.bands,

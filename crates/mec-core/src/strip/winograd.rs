@@ -35,6 +35,7 @@ mod weight_gradient;
 
 use super::correlation::Correlation;
 use super::keeps;
+use super::space;
 use super::strips::TileSize;
 use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
@@ -64,7 +65,8 @@ pub(crate) struct Winograd {
     /// part's, or one.
     kept: usize,
     lanes: usize,
-    /// Output channels of a tile of the micro-kernel.
+    /// Output channels that are multiplied and stored together: those of a tile of the micro-kernel or, where
+    /// they are dealt to space, of a row phase.
     outputs: usize,
 }
 
@@ -87,29 +89,38 @@ const ADDITION: f64 = 130.0;
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);
 
-/// Plans all of `correlations`, each for at most so many bytes of panel and of workspace, if that is sooner than
-/// the plain correlations, or `forced`; `None` too if one of them cannot be.
+/// Plans all of `correlations` or, where it is sooner, the one that does their work `to_space`, each for at most so many
+/// bytes of panel and of workspace, if that is sooner than the plain correlations, or `forced`; `None` too if neither
+/// can be.
 pub(crate) fn jobs(
     correlations: &[Correlation],
     size: TileSize,
+    to_space: Option<(Correlation, TileSize)>,
     threads: usize,
     limits: [usize; 2],
     forced: bool,
 ) -> Option<Vec<Job>> {
-    let mut jobs = Vec::with_capacity(correlations.len());
-    let (mut cycles, mut plain) = (0.0, 0.0);
-    for c in correlations {
-        let plan = Winograd::new(c, size, limits[0])?;
-        cycles += plan.cycles(c, 1);
-        plain += plain_cycles(c, size);
-        jobs.push((*c, plan));
-    }
+    // Weights of its own take some of the room.
+    let limits_of = |c: &Correlation| {
+        limits.map(|limit| limit.saturating_sub(space::weights_len(c) * size.bytes))
+    };
+    let planned = |correlations: &[Correlation], size| {
+        let plan = |c: &Correlation| Some((*c, Winograd::new(c, size, limits_of(c)[0])?));
+        let jobs = correlations.iter().map(plan).collect::<Option<Vec<Job>>>()?;
+        Some((jobs.iter().map(|(c, plan)| plan.cycles(c, 1)).sum::<f64>(), jobs))
+    };
+    let together = to_space.and_then(|(c, size)| planned(&[c], size));
+    let (cycles, mut jobs) = planned(correlations, size)
+        .into_iter()
+        .chain(together)
+        .min_by(|(one, _), (other, _)| one.total_cmp(other))?;
+    let plain: f64 = correlations.iter().map(|c| plain_cycles(c, size)).sum();
     if cycles > 0.95 * plain && !forced {
         return None;
     }
     for (c, plan) in &mut jobs {
         plan.divide(c, threads);
-        *plan = plan.keeping(c, size, threads, limits[1]);
+        *plan = plan.keeping(c, size, threads, limits_of(c)[1]);
     }
     Some(jobs)
 }
@@ -138,7 +149,8 @@ impl Winograd {
     /// Plans `c` for one thread and at most `limit` bytes of panel and what it is multiplied with.
     fn new(c: &Correlation, size: TileSize, limit: usize) -> Option<Self> {
         let tiling = Tiling::new(c)?;
-        let of_inputs = Tiling::of_inputs(c).filter(|inputs| inputs.tiles < tiling.tiles);
+        let of_inputs = Tiling::of_inputs(c)
+            .filter(|inputs| inputs.tiles < tiling.tiles && c.space.is_none());
         let best = Self::in_panels(c, tiling, size, limit);
         match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limit)) {
             Some(other) if best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1)) => {
@@ -171,7 +183,7 @@ impl Winograd {
             parts: 1,
             kept: 1,
             lanes: size.lanes,
-            outputs: size.channels,
+            outputs: c.space.map_or(size.channels, |space| space.row_outputs),
         };
         let mut best = (f64::INFINITY, None);
         for blocks in 1..=c.channels {
@@ -253,7 +265,8 @@ impl Winograd {
         // Some of each, however many threads there are: this is done in every call.
         let panels = (0..=16).map(|n| (fewest + n * threads / 4).min(self.units));
         for panels in panels {
-            for parts in (1..=tiles.min(2 * threads)).step_by(threads.div_ceil(8)) {
+            let most = if c.space.is_some() { 1 } else { tiles.min(2 * threads) };
+            for parts in (1..=most).step_by(threads.div_ceil(8)) {
                 (self.panels, self.parts) = (panels, parts);
                 let cycles = self.cycles(c, threads);
                 // It must be clearly better: panels transform the weights anew, parts the input.
@@ -399,7 +412,7 @@ mod tests {
             even_tiles: false,
             packed_rows: usize::MAX,
         };
-        Some(jobs(&[c], size, 2, [384 << 10, 1000 << 10], false)?[0].1)
+        Some(jobs(&[c], size, None, 2, [384 << 10, 1000 << 10], false)?[0].1)
     }
 
     #[test]

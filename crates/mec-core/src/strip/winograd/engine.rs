@@ -58,7 +58,29 @@ struct Packed {
     /// First lane, of the panel's.
     lane: usize,
     vectors: usize,
-    runs: [Range<usize>; OUTPUTS],
+    runs: [Runs; OUTPUTS],
+}
+
+/// Some of the worker's runs.
+#[derive(Clone, Copy, Default)]
+struct Runs {
+    first: usize,
+    /// End of those in rows whose phases all have a place in the output.
+    whole: usize,
+    end: usize,
+}
+
+/// Where some computed channels belong in the output, beside where a run does.
+struct Outputs {
+    /// Elements from the output's start.
+    offset: usize,
+    /// The tensor's channels.
+    channels: usize,
+    /// Which rows they are of those whose phases are computed.
+    row_phase: usize,
+    /// Columns that are stored in turns, and those of the last one.
+    column_phases: usize,
+    last_phases: usize,
 }
 
 /// Bytes that a thread takes beside the elements: what it keeps of the strips of a panel.
@@ -129,13 +151,14 @@ impl<T: Vector> Worker<'_, T> {
                 // SAFETY: the caller vouches for the tensors, the plan for the room.
                 unsafe { plan.tiling.pack(self.kernel, &strip, &source, panel) };
                 let runs = match plan.whole_images() {
-                    true => [0..0, 0..0],
+                    true => [Runs::default(); 2],
                     false => [0, 1].map(|y| self.find_runs(&strip, y)),
                 };
                 self.strips.push(Packed { lane, vectors, runs });
             }
             let known = plan.kept > 1 && *kept == Some([job, group, part]);
-            for (number, tile) in self.kernel.tile_ranges(outputs.clone()).enumerate() {
+            let tiles = self.kernel.ranges(outputs.clone(), plan.outputs);
+            for (number, tile) in tiles.enumerate() {
                 let place = number % plan.kept * plan.tile_weights_len();
                 let weights = self.memory.wrapping_add(place);
                 // SAFETY: the caller vouches for the tensors; all strips are packed.
@@ -237,24 +260,26 @@ impl<T: Vector> Worker<'_, T> {
         let (plan, strip) = (self.plan, &self.strips[place]);
         let width = strip.vectors * plan.lanes;
         let (sums, sum_position, sum_output) = self.sums(strip);
-        // SAFETY: panel and weights hold what the tiles read, the plan has room for the sums.
-        unsafe {
-            self.kernel.winograd.multiply(
-                strip.vectors,
-                &Multiply {
-                    channels: &block.channels_at,
-                    inputs: self.panel(place),
-                    input_channel: width,
-                    input_gap: GAP,
-                    weights,
-                    weight_gap: plan.lanes,
-                    weight_output: plan.weights_pitch(),
-                    outputs: outputs.len(),
-                    sums,
-                    sum_position,
-                    sum_output,
-                },
-            );
+        for tile in self.kernel.tile_ranges(0..outputs.len()) {
+            // SAFETY: panel and weights hold what the tiles read, the plan has room for the sums.
+            unsafe {
+                self.kernel.winograd.multiply(
+                    strip.vectors,
+                    &Multiply {
+                        channels: &block.channels_at,
+                        inputs: self.panel(place),
+                        input_channel: width,
+                        input_gap: GAP,
+                        weights: weights.add(tile.start * plan.weights_pitch()),
+                        weight_gap: plan.lanes,
+                        weight_output: plan.weights_pitch(),
+                        outputs: tile.len(),
+                        sums: sums.add(tile.start * sum_output),
+                        sum_position,
+                        sum_output,
+                    },
+                );
+            }
         }
     }
 
@@ -323,17 +348,48 @@ impl<T: Vector> Worker<'_, T> {
         self.plan.tiling.width.distance * self.c.width.out_step * self.operands.y_strides[3]
     }
 
+    /// Where some computed channels belong.
+    fn place(&self, block: &Block, outputs: &Range<usize>) -> Outputs {
+        let strides = self.operands.y_strides;
+        match self.c.space {
+            None => Outputs {
+                offset: (block.group * self.c.outputs + outputs.start) * strides[1],
+                channels: outputs.len(),
+                row_phase: 0,
+                column_phases: 1,
+                last_phases: 1,
+            },
+            Some(space) => {
+                let channels = space.row_outputs / space.phases[1];
+                let row_phase = outputs.start / space.row_outputs;
+                Outputs {
+                    offset: block.group * channels * strides[1] + row_phase * strides[2],
+                    channels,
+                    row_phase,
+                    column_phases: space.phases[1],
+                    last_phases: space.last[1],
+                }
+            }
+        }
+    }
+
+    /// The runs among `runs` that `to` has.
+    fn runs_of(&self, runs: &Runs, to: &Outputs) -> &[OutRun] {
+        let all = self.c.space.is_none_or(|space| to.row_phase < space.last[0]);
+        &self.runs[runs.first..if all { runs.end } else { runs.whole }]
+    }
+
     /// Asks for the lines of the output to which one strip of some output channels goes: what is stored waits for its
     /// line, and products take long enough to fetch it. Layers at large batches took 1.02 to 1.08 times as long
     /// without, those at batch 1 up to 1.07 (Zen 3, two threads).
     fn ask_for_outputs(&self, block: &Block, outputs: &Range<usize>, place: usize) {
-        let (c, o) = (self.c, self.operands);
+        let o = self.operands;
         let line = 64 / size_of::<T>();
-        let output = block.group * c.outputs + outputs.start;
-        for runs in self.strips[place].runs.clone() {
-            for run in &self.runs[runs] {
-                for r in 0..outputs.len() {
-                    let first = run.offset + (output + r) * o.y_strides[1];
+        let to = self.place(block, outputs);
+        for runs in &self.strips[place].runs {
+            for run in self.runs_of(runs, &to) {
+                for channel in 0..to.channels {
+                    let first = run.offset + to.offset + channel * o.y_strides[1];
                     let last = first + (run.columns - 1) * self.out_column();
                     for at in (first..last).step_by(line) {
                         prefetch(o.y.wrapping_add(at));
@@ -350,15 +406,13 @@ impl<T: Vector> Worker<'_, T> {
     ///
     /// As [`run`]; the strip at `place` is multiplied.
     unsafe fn outputs(&self, block: &Block, outputs: &Range<usize>, place: usize) -> bool {
-        let (c, o, plan) = (self.c, self.operands, self.plan);
+        let (o, plan) = (self.operands, self.plan);
         let strip = &self.strips[place];
         let width = strip.vectors * plan.lanes;
         let (sums, position, _) = self.sums(strip);
         let finished = self.memory.wrapping_add(plan.weights_len() + plan.sums_len());
-        let output = block.group * c.outputs + outputs.start;
-        let out = o.y.wrapping_add(output * o.y_strides[1]);
-        let runs = strip.runs.clone().map(|runs| &self.runs[runs]);
-        let onto = self.onto(block, output);
+        let to = self.place(block, outputs);
+        let onto = self.onto(block, block.group * self.c.outputs + outputs.start);
         // SAFETY: the sums are there; the runs are places of the output.
         unsafe {
             let finite = self.kernel.winograd.transform_outputs(&TransformOutputs {
@@ -368,15 +422,15 @@ impl<T: Vector> Worker<'_, T> {
                 channels: outputs.len(),
                 to: finished,
             });
-            for (y, runs) in runs.into_iter().enumerate() {
+            for (y, runs) in strip.runs.iter().enumerate() {
                 self.kernel.scatter(&Scatter {
                     tile: finished.wrapping_add(y * outputs.len() * OUTPUTS * width),
                     tile_phase: OUTPUTS * width,
-                    phases: 1,
-                    channels: outputs.len(),
-                    runs,
-                    last_phases: 1,
-                    out,
+                    phases: to.column_phases,
+                    channels: to.channels,
+                    runs: self.runs_of(runs, &to),
+                    last_phases: to.last_phases,
+                    out: o.y.wrapping_add(to.offset),
                     out_channel: o.y_strides[1],
                     out_column: self.out_column(),
                     onto,
@@ -387,23 +441,28 @@ impl<T: Vector> Worker<'_, T> {
     }
 
     /// Finds where row `y` of the tiles belongs in the output.
-    fn find_runs(&mut self, strip: &Strip, y: usize) -> Range<usize> {
+    fn find_runs(&mut self, strip: &Strip, y: usize) -> Runs {
         let c = self.c;
         let [image, _, line, column] = c.strides(self.operands.y_strides);
-        let first = self.runs.len();
-        for run in strip.runs() {
-            let (row, columns) = self.plan.tiling.outputs(run, y);
-            if columns > 0 {
-                self.runs.push(OutRun {
-                    lane: run.lane * OUTPUTS,
-                    columns,
-                    offset: run.image * image
-                        + (row * c.height.out_step + c.height.out_base) * line
-                        + (run.column * c.width.out_step + c.width.out_base) * column,
-                    ends: false,
-                });
+        let mut found = Runs { first: self.runs.len(), ..Runs::default() };
+        // Of the phases of the last row some may have no place: it comes behind the others.
+        for last in [false, true] {
+            found.whole = self.runs.len();
+            for run in strip.runs() {
+                let (row, columns) = self.plan.tiling.outputs(run, y);
+                if columns > 0 && last == (row + 1 == c.height.output) {
+                    self.runs.push(OutRun {
+                        lane: run.lane * OUTPUTS,
+                        columns,
+                        offset: run.image * image
+                            + (row * c.height.out_step + c.height.out_base) * line
+                            + (run.column * c.width.out_step + c.width.out_base) * column,
+                        ends: run.column + columns == c.width.output,
+                    });
+                }
             }
         }
-        first..self.runs.len()
+        found.end = self.runs.len();
+        found
     }
 }

@@ -321,10 +321,12 @@ impl Tiling {
 
     /// What a reader of the plan sees of correlation `c`, cut so.
     pub fn piece(&self, c: &Correlation, strips: usize, channels: usize, tasks: usize) -> Shown {
+        let [row_phases, column_phases] = c.space.map_or([1, 1], |space| space.phases);
         Shown {
             row_phase: c.height.out_base,
+            row_phases,
             column_phase: c.width.out_base,
-            column_phases: 1,
+            column_phases,
             output: [c.height.output, c.width.output],
             bands: self.height.all_tiles(),
             strips,

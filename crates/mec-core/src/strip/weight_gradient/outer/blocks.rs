@@ -165,6 +165,7 @@ impl Blocks {
         Piece {
             row_phase: 0,
             column_phase: 0,
+            row_phases: 1,
             column_phases: 1,
             output: [c.height.output, c.width.output],
             bands: self.columns.bands,
