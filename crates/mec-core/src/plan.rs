@@ -180,7 +180,9 @@ mod tests {
         assert_eq!(strided.pieces.len(), 4);
         assert!(strided.pieces.iter().all(|p| p.column_phases == 4));
         assert_eq!(strided.pieces.iter().map(|p| p.output[0]).sum::<usize>(), 227);
-        let [to_space] = first_layer(Algorithm::Auto).pieces[..] else { panic!("one for all phases") };
+        let [to_space] = first_layer(Algorithm::Auto).pieces[..] else {
+            panic!("one for all phases")
+        };
         assert_eq!([to_space.row_phases, to_space.column_phases], [4, 4]);
         assert_eq!(to_space.output, [57, 57]);
         let wide = plan([1, 3, 60, 60], [8, 3, 6, 6], 6, Pass::InputGradient);

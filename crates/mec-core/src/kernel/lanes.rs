@@ -286,14 +286,12 @@ impl<T: Vector> Scatter<'_, T> {
             let bias = T::splat(simd, self.bias(r));
             // SAFETY: the caller vouches for both sides.
             unsafe {
-                let phase = |p: usize| {
-                    self.tile.add((r * self.phases + p) * self.tile_phase + run.lane)
-                };
+                let phase =
+                    |p: usize| self.tile.add((r * self.phases + p) * self.tile_phase + run.lane);
                 let to = out.wrapping_add(r * self.out_channel);
                 for at in (0..whole).step_by(lanes) {
-                    let values: [_; P] = std::array::from_fn(|p| {
-                        T::sum(simd, T::load::<S>(phase(p).add(at)), bias)
-                    });
+                    let values: [_; P] =
+                        std::array::from_fn(|p| T::sum(simd, T::load::<S>(phase(p).add(at)), bias));
                     store_all_in_turns::<T, S, P>(to.wrapping_add(P * at), values);
                 }
                 if P * whole < columns {
@@ -304,7 +302,12 @@ impl<T: Vector> Scatter<'_, T> {
                     store_all_in_turns::<T, S, P>(turns.as_mut_ptr(), values);
                     for (n, &first) in rest.iter().enumerate() {
                         let value = T::load::<S>(turns.as_ptr().add(n * lanes));
-                        T::store_first(simd, to.wrapping_add((P * whole) + n * lanes), first, value);
+                        T::store_first(
+                            simd,
+                            to.wrapping_add((P * whole) + n * lanes),
+                            first,
+                            value,
+                        );
                     }
                 }
             }

@@ -13,6 +13,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod direct;
 mod dots;
 mod lanes;
 mod outer;
@@ -22,6 +23,7 @@ mod tile;
 mod transpose;
 mod winograd;
 
+pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, DirectTap};
 pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use lanes::{OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
@@ -36,6 +38,7 @@ pub(crate) use winograd::{
 };
 
 use simd::Isa;
+pub(crate) use simd::MAX_LANES;
 use std::ops::Range;
 
 /// Most columns a tile has on any instruction set: three AVX-512 registers of `f32`.
@@ -129,6 +132,8 @@ pub(crate) struct Kernel<T: 'static> {
     /// Tiles by vectors of columns (1, 2, 3) and by channels, as `sizes` says.
     tiles: [[TileFn<T>; SIZES]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
+    /// Tiles straight from the input, by outputs and vectors of columns.
+    directs: [[unsafe fn(&Direct<T>); DIRECT_VECTORS]; DIRECT_OUTPUTS],
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
     /// Most vectors of channels of a weight-gradient tile.
@@ -219,6 +224,14 @@ impl<T: Vector> Kernel<T> {
                 Self::tiles_of::<I, 3, R, FEWER, FEWEST>(),
             ],
             pack_weights: tile::pack_weights::<T, R>,
+            directs: [
+                Self::directs_of::<I, 1>(),
+                Self::directs_of::<I, 2>(),
+                Self::directs_of::<I, 3>(),
+                Self::directs_of::<I, 4>(),
+                Self::directs_of::<I, 5>(),
+                Self::directs_of::<I, 6>(),
+            ],
             outers: [
                 outer::outer::<T, I, 1>,
                 outer::outer::<T, I, 2>,
@@ -260,17 +273,39 @@ impl<T: Vector> Kernel<T> {
         ]
     }
 
+    const fn directs_of<I: Isa, const R: usize>() -> [unsafe fn(&Direct<T>); DIRECT_VECTORS] {
+        [
+            direct::direct::<T, I, 1, R>,
+            direct::direct::<T, I, 2, R>,
+            direct::direct::<T, I, 3, R>,
+            direct::direct::<T, I, 4, R>,
+        ]
+    }
+
+    /// Most vectors of columns of a tile of `outputs` straight from the input, which may reach beyond it and then needs
+    /// a register for masks: a sum that has none waits for its memory, and so do all steps (c1 took twice the time).
+    pub fn direct_vectors(&self, outputs: usize, masked: bool) -> usize {
+        let registers = |v: usize| v * outputs + v.min(outputs) + 1 + usize::from(masked);
+        (1..=DIRECT_VECTORS).rev().find(|&v| registers(v) <= 16).unwrap_or(1)
+    }
+
+    /// Computes one tile straight from the input.
+    ///
+    /// # Safety
+    ///
+    /// As [`direct::direct`], `vectors` being `V` and `outputs` `R`.
+    pub unsafe fn direct(&self, vectors: usize, outputs: usize, direct: &Direct<T>) {
+        // SAFETY: the caller vouches for the tile, this value for the CPU.
+        unsafe { (self.directs[outputs - 1][vectors - 1])(direct) }
+    }
+
     /// Divides `outputs` channels into the ranges of tiles.
     pub fn tile_ranges(&self, outputs: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         self.ranges(outputs, self.channels)
     }
 
     /// Divides `outputs` channels into ranges of at most `most`.
-    pub fn ranges(
-        &self,
-        outputs: Range<usize>,
-        most: usize,
-    ) -> impl Iterator<Item = Range<usize>> {
+    pub fn ranges(&self, outputs: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
         let len = outputs.len();
         let tiles = len.div_ceil(most);
         let place =

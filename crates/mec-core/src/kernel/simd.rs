@@ -339,7 +339,7 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
 }
 
 /// Most elements in a register of any instruction set.
-pub(super) const MAX_LANES: usize = 16;
+pub(crate) const MAX_LANES: usize = 16;
 
 /// # Safety
 ///
@@ -423,19 +423,19 @@ impl Vector for f32 {
         }
     }
 
-    type Mask<S: Simd> = MemMask<S::m32s>;
+    type Mask<S: Simd> = S::m32s;
 
     #[inline(always)]
     fn mask<S: Simd>(simd: S, start: usize, end: usize) -> Self::Mask<S> {
-        // `pulp`'s own masks carry jumps to code for each count; AVX-512 needs none.
+        // Without what `pulp`'s own masks carry, jumps to code for each count: they would be met at each load.
         let (start, end) = if start < end { (start, end) } else { (0, 0) };
-        MemMask::new(simd.mask_between_m32s(start as u32, end as u32).mask())
+        simd.mask_between_m32s(start as u32, end as u32).mask()
     }
 
     #[inline(always)]
     unsafe fn load_masked<S: Simd>(simd: S, from: *const f32, mask: Self::Mask<S>) -> S::f32s {
         // SAFETY: the caller vouches for the mask's lanes.
-        unsafe { simd.mask_load_ptr_f32s(mask, from) }
+        unsafe { simd.mask_load_ptr_f32s(MemMask::new(mask), from) }
     }
 
     #[inline(always)]
@@ -448,7 +448,7 @@ impl Vector for f32 {
         // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers.
         unsafe {
             if !is_avx2::<S>() {
-                simd.mask_store_ptr_f32s(first.mask, to, value);
+                simd.mask_store_ptr_f32s(MemMask::new(first.mask), to, value);
             } else if first.count == 8 {
                 Self::store::<S>(to, value);
             } else {
@@ -498,19 +498,19 @@ impl Vector for f64 {
         simd.reduce_sum_f64s(a)
     }
 
-    type Mask<S: Simd> = MemMask<S::m64s>;
+    type Mask<S: Simd> = S::m64s;
 
     #[inline(always)]
     fn mask<S: Simd>(simd: S, start: usize, end: usize) -> Self::Mask<S> {
-        // `pulp`'s own masks carry jumps to code for each count; AVX-512 needs none.
+        // Without what `pulp`'s own masks carry, jumps to code for each count: they would be met at each load.
         let (start, end) = if start < end { (start, end) } else { (0, 0) };
-        MemMask::new(simd.mask_between_m64s(start as u64, end as u64).mask())
+        simd.mask_between_m64s(start as u64, end as u64).mask()
     }
 
     #[inline(always)]
     unsafe fn load_masked<S: Simd>(simd: S, from: *const f64, mask: Self::Mask<S>) -> S::f64s {
         // SAFETY: the caller vouches for the mask's lanes.
-        unsafe { simd.mask_load_ptr_f64s(mask, from) }
+        unsafe { simd.mask_load_ptr_f64s(MemMask::new(mask), from) }
     }
 
     #[inline(always)]
@@ -523,7 +523,7 @@ impl Vector for f64 {
         // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers.
         unsafe {
             if !is_avx2::<S>() {
-                simd.mask_store_ptr_f64s(first.mask, to, value);
+                simd.mask_store_ptr_f64s(MemMask::new(first.mask), to, value);
             } else if first.count == 4 {
                 Self::store::<S>(to, value);
             } else {

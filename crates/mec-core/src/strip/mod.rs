@@ -17,6 +17,7 @@ mod bias_gradient;
 mod buffer;
 mod correlation;
 mod depthwise;
+mod direct;
 mod engine;
 mod panel;
 mod positions;
@@ -88,6 +89,8 @@ enum Method {
     Correlations(Option<Vec<winograd::Job>>, Vec<Job>),
     /// The blocks of a weight gradient, likewise.
     Blocks(Box<(Correlation, Option<winograd::Blocks>, Plain)>),
+    /// Straight from the input, for few output channels.
+    Direct(Vec<direct::Job>),
     /// Streams of output, for few input channels.
     Stream(Box<(Correlation, Stream)>),
     /// Planes, without workspace.
@@ -149,6 +152,9 @@ impl Work {
                 Self::staged(kernel, gradient(false), pass, settings, threads)
             }
             _ if planes => Self::staged(kernel, vec![forward()], pass, settings, threads),
+            Pass::InputGradient if layout.columns_join => {
+                Self::direct(kernel, gradient(false), settings, threads)
+            }
             Pass::Forward => Self::stream(kernel, forward(), settings, threads),
             _ => None,
         };
@@ -188,6 +194,27 @@ impl Work {
         let threads = threads.min(planes).min(limit / worker.max(1)).max(1);
         let workspace_bytes = shared + threads * worker;
         Some(Self { method: Method::Staged(jobs), threads, workspace_bytes })
+    }
+
+    /// Plans sums straight from the input, where they are sooner and within the limit.
+    fn direct<T: Element>(
+        kernel: &Kernel<T>,
+        correlations: Vec<Correlation>,
+        settings: &Settings,
+        threads: usize,
+    ) -> Option<Self> {
+        // The list of jobs, while it is made from the list of correlations.
+        let shared = correlations.len() * (size_of::<direct::Job>() + size_of::<Correlation>());
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
+        let planned = |c| Some((c, direct::Direct::new(&c, kernel)?));
+        let jobs: Vec<_> = correlations.into_iter().map(planned).collect::<Option<_>>()?;
+        let worker = direct::worker_bytes::<T>(&jobs);
+        if worker > limit {
+            return None;
+        }
+        let threads = threads.min(direct::tasks(&jobs)).min((limit / worker).max(1));
+        let workspace_bytes = shared + threads * worker;
+        Some(Self { method: Method::Direct(jobs), threads, workspace_bytes })
     }
 
     /// Plans streams of output, where they are sooner and within the limit.
@@ -253,10 +280,10 @@ impl Work {
         // The lists must fit as well, beside either plan and even if nothing comes of them.
         let phases: usize = correlations.iter().map(|c| c.phases().len()).sum();
         let lists = winograd::jobs_bytes(phases + usize::from(to_space.is_some()));
-        let fits = |beside: usize| beside <= room && worker <= limit.saturating_sub(shared + beside);
-        let to_space = to_space
-            .filter(|c| fits(lists + space::weights_len(c) * size.bytes))
-            .map(|c| (c, all));
+        let fits =
+            |beside: usize| beside <= room && worker <= limit.saturating_sub(shared + beside);
+        let to_space =
+            to_space.filter(|c| fits(lists + space::weights_len(c) * size.bytes)).map(|c| (c, all));
         let fewer = fewer(settings.algorithm).filter(|_| fits(lists)).and_then(|forced| {
             let limits = [each, room].map(|limit| limit.saturating_sub(lists));
             winograd::jobs(&apart(), size, to_space, threads, limits, forced)
@@ -313,7 +340,11 @@ impl Work {
         let fewer = match &self.method {
             Method::Correlations(fewer, _) => fewer.is_some(),
             Method::Blocks(plan) => plan.1.is_some(),
-            Method::Stream(_) | Method::Planes | Method::Staged(_) | Method::Zeros => false,
+            Method::Direct(_)
+            | Method::Stream(_)
+            | Method::Planes
+            | Method::Staged(_)
+            | Method::Zeros => false,
         };
         if fewer { Algorithm::Winograd } else { Algorithm::Strip }
     }
@@ -327,6 +358,7 @@ impl Work {
                 let (c, fewer, plain) = &**plan;
                 vec![fewer.map_or_else(|| plain.piece(c), |fewer| fewer.piece(c))]
             }
+            Method::Direct(jobs) => jobs.iter().map(|(c, p)| p.piece(c)).collect(),
             Method::Stream(plan) => vec![plan.1.piece(&plan.0)],
             Method::Planes | Method::Staged(_) | Method::Zeros => Vec::new(),
         }
@@ -430,6 +462,7 @@ unsafe fn correlate<T: Element>(
                     engine::run(kernel, jobs, &operands, work.threads);
                 }
             }
+            Method::Direct(jobs) => direct::run(kernel, jobs, &operands, work.threads),
             Method::Stream(plan) => plan.1.run(kernel, &plan.0, &operands, work.threads),
             Method::Staged(jobs) => {
                 stage::run(kernel, jobs, &operands, work.threads);

@@ -149,8 +149,8 @@ impl Winograd {
     /// Plans `c` for one thread and at most `limit` bytes of panel and what it is multiplied with.
     fn new(c: &Correlation, size: TileSize, limit: usize) -> Option<Self> {
         let tiling = Tiling::new(c)?;
-        let of_inputs = Tiling::of_inputs(c)
-            .filter(|inputs| inputs.tiles < tiling.tiles && c.space.is_none());
+        let of_inputs =
+            Tiling::of_inputs(c).filter(|inputs| inputs.tiles < tiling.tiles && c.space.is_none());
         let best = Self::in_panels(c, tiling, size, limit);
         match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limit)) {
             Some(other) if best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1)) => {

@@ -120,6 +120,23 @@ fn options() -> Vec<Problem> {
             .dilate(3, 3)
             .stride(2, 2)
             .same(3),
+        // Two and three input channels whose gradient is wide enough to be summed straight from `dy`.
+        problem("3 channels, wide rows", [1, 3, 19, 101], [4, 3, 5, 3]).pad((1, 2), (0, 1)),
+        problem("3 channels, wide rows, stride 2", [1, 3, 23, 131], [4, 3, 7, 7])
+            .stride(2, 2)
+            .same(3),
+        problem("3 channels, wide rows, stride 1 x 2", [2, 3, 18, 120], [3, 3, 2, 4]).stride(1, 2),
+        problem("3 channels, wide rows, groups, dilated", [1, 6, 20, 90], [4, 3, 3, 3])
+            .groups(2)
+            .dilate(2, 3)
+            .same(2),
+        problem("2 channels, wide rows, dilation 3, stride 2", [2, 2, 16, 150], [3, 2, 3, 3])
+            .dilate(3, 3)
+            .stride(2, 2)
+            .same(3),
+        problem("1 channel, wide rows, stride 2, padded by more", [1, 1, 9, 170], [3, 1, 3, 3])
+            .stride(2, 2)
+            .same(5),
         problem("dilation and stride differ by axis", [2, 3, 15, 16], [4, 3, 3, 2])
             .dilate(2, 3)
             .stride(3, 2)
