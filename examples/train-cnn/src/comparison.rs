@@ -30,8 +30,10 @@ pub const EARLY: usize = 3;
 ///
 /// Rounding decides which of two equal values a max-pool takes and on which side of zero a ReLU
 /// falls; where it decides otherwise for one of the two, the curves part for good. Over three seeds
-/// and both backends they stayed within 5e-7 or parted by up to 4.5e-3.
-pub const TOLERANCE: f64 = 2e-2;
+/// and both backends they stayed within 5e-7 or parted by up to 4.5e-3; with 1500 images of seed 1, after
+/// 3.0e-5 in the first steps, by 3.8e-2. What is wrong shows in the first steps: this is for what does not
+/// train any more.
+pub const TOLERANCE: f64 = 0.1;
 
 /// What one convolution did.
 pub struct Run {
@@ -167,7 +169,7 @@ mod tests {
         assert!(with_losses(&[2.0, 1.0], &[2.0, 1.00009]).losses_agree());
         assert!(!with_losses(&[2.0, 1.0], &[2.0, 1.0002]).losses_agree());
         let late = |loss| with_losses(&[2.0, 1.0, 0.9, 0.8], &[2.0, 1.0, 0.9, loss]).losses_agree();
-        assert!(late(0.81) && !late(0.82));
+        assert!(late(0.85) && !late(0.9));
     }
 
     #[test]
