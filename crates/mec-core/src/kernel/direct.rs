@@ -66,7 +66,7 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for Run<'_, T, V, R> {
         let d = self.0;
         let lanes = T::lanes::<S>();
         // Loops for half the outputs would take registers, if there is nothing in them too.
-        let halves = R % 2 == 0 && d.taps[1..].iter().any(|taps| !taps.is_empty());
+        let halves = R.is_multiple_of(2) && d.taps[1..].iter().any(|taps| !taps.is_empty());
         let end = d.column + (d.kernel_columns - 1 + V * lanes) as isize;
         // SAFETY: `direct`'s contract.
         unsafe {

@@ -77,6 +77,9 @@ impl TileSizes {
 /// A forward micro-kernel of one size.
 type TileFn<T> = unsafe fn(&Tile<T>);
 
+/// A micro-kernel straight from the input, of one size.
+type DirectFn<T> = unsafe fn(&Direct<T>);
+
 /// What differs between instruction sets besides the width of a register.
 struct Sizes {
     vectors: usize,
@@ -133,7 +136,7 @@ pub(crate) struct Kernel<T: 'static> {
     tiles: [[TileFn<T>; SIZES]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
     /// Tiles straight from the input, by outputs and vectors of columns.
-    directs: [[unsafe fn(&Direct<T>); DIRECT_VECTORS]; DIRECT_OUTPUTS],
+    directs: [[DirectFn<T>; DIRECT_VECTORS]; DIRECT_OUTPUTS],
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
     /// Most vectors of channels of a weight-gradient tile.
@@ -273,7 +276,7 @@ impl<T: Vector> Kernel<T> {
         ]
     }
 
-    const fn directs_of<I: Isa, const R: usize>() -> [unsafe fn(&Direct<T>); DIRECT_VECTORS] {
+    const fn directs_of<I: Isa, const R: usize>() -> [DirectFn<T>; DIRECT_VECTORS] {
         [
             direct::direct::<T, I, 1, R>,
             direct::direct::<T, I, 2, R>,

@@ -92,9 +92,10 @@ pub struct First<M> {
 #[inline(always)]
 fn is_avx2<S: Simd>() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return TypeId::of::<S>() == TypeId::of::<pulp::x86::V3>();
+    type Avx2 = pulp::x86::V3;
     #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    type Avx2 = ();
+    TypeId::of::<S>() == TypeId::of::<Avx2>()
 }
 
 /// Writes the first `count` lanes by halves: at most three stores of fixed sizes. A copy of a size that
@@ -139,7 +140,10 @@ unsafe fn store_piece<T: Copy, const N: usize>(to: *mut T, from: *const T) {
 
 /// How an instruction set moves elements, each with what is best there.
 #[doc(hidden)]
-#[expect(missing_debug_implementations, reason = "it holds functions and is never seen")]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(missing_debug_implementations, reason = "it holds functions and is never seen")
+)]
 pub struct Moves<T> {
     pub(super) transpose: unsafe fn(&Transpose<T>),
     pub(super) pack: unsafe fn(&Pack<T>),

@@ -3,6 +3,7 @@
 use super::simd::Vector;
 
 /// A matrix to transpose: `to[j * to_row + i]` from `from[i * from_row + j * from_column]`.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct Transpose<T> {
     /// The first element that is read.
     pub from: *const T,

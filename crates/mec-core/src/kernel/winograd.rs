@@ -18,6 +18,7 @@ mod forward;
 mod gradient;
 mod overlap;
 
+#[cfg(target_arch = "x86_64")]
 use forward::transform_piece;
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{

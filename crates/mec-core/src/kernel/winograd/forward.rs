@@ -14,6 +14,7 @@ use std::ops::Range;
 /// What lies inside the input can be read, the rest counts as zero. Lane `lane + n` of `width`, a whole number of
 /// registers, can be written for each channel at each position with a product, and so can the lanes behind them.
 /// Those before have been written: runs are packed in order.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct PackTiles<'a, T> {
     /// What the kernel's first element meets for the first output of the first tile, of the first channel.
     pub from: *const T,
@@ -43,6 +44,7 @@ pub struct PackTiles<'a, T> {
 
 /// One axis of the input that a run of tiles meets, counted from [`PackTiles::from`].
 #[derive(Debug, Clone)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct InputAxis<'a> {
     /// What lies inside the input.
     pub inside: Range<isize>,
@@ -54,6 +56,7 @@ pub struct InputAxis<'a> {
 
 /// A piece of the kernel along one axis.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct InputPiece {
     /// Where position 0 of the first tile is.
     pub offset: isize,
@@ -61,6 +64,7 @@ pub struct InputPiece {
     pub taps: usize,
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 impl InputAxis<'_> {
     /// Of `count` positions of a piece, from the first tile's position 0 on: those inside the input.
     pub fn positions(&self, piece: InputPiece, count: usize) -> Range<usize> {
