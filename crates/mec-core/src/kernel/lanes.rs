@@ -247,15 +247,21 @@ impl<T: Vector> Scatter<'_, T> {
             unsafe {
                 let from = tile.add(r * self.phases * self.tile_phase);
                 let to = out.wrapping_add(r * self.out_channel);
-                for at in (0..whole).step_by(lanes) {
+                let register = |at: usize| {
                     let (from, to) = (from.add(at), to.wrapping_add(at));
                     let mut value = T::sum(simd, T::load::<S>(from), bias);
                     if onto {
                         value = T::sum(simd, value, T::load::<S>(to));
                     }
                     T::store::<S>(to, value);
+                };
+                for at in (0..whole).step_by(lanes) {
+                    register(at);
                 }
-                if whole < columns {
+                if whole < columns && whole > 0 && !onto {
+                    // Some once more, rather than the last ones in pieces.
+                    register(columns - lanes);
+                } else if whole < columns {
                     let (from, to) = (from.add(whole), to.wrapping_add(whole));
                     let mut value = T::sum(simd, T::load_masked(simd, from, mask), bias);
                     if onto {
@@ -275,10 +281,11 @@ impl<T: Vector> Scatter<'_, T> {
     #[inline(always)]
     unsafe fn turns<S: Simd, const P: usize>(&self, simd: S, run: &OutRun) {
         let lanes = T::lanes::<S>();
-        let columns = P * run.columns - usize::from(run.ends) * (P - self.last_phases);
-        let whole = columns / (P * lanes) * lanes;
+        let missing = usize::from(run.ends) * (P - self.last_phases);
+        let all = P * run.columns - missing;
+        let whole = all / (P * lanes) * lanes;
+        let left = all - P * whole;
         let mask = T::mask(simd, 0, run.columns - whole);
-        let left = columns - P * whole;
         let rest: [_; P] =
             std::array::from_fn(|n| T::first(simd, left.saturating_sub(n * lanes).min(lanes)));
         let out = self.out.wrapping_add(run.offset);
@@ -289,26 +296,31 @@ impl<T: Vector> Scatter<'_, T> {
                 let phase =
                     |p: usize| self.tile.add((r * self.phases + p) * self.tile_phase + run.lane);
                 let to = out.wrapping_add(r * self.out_channel);
-                for at in (0..whole).step_by(lanes) {
+                let registers = |at: usize| {
                     let values: [_; P] =
                         std::array::from_fn(|p| T::sum(simd, T::load::<S>(phase(p).add(at)), bias));
                     store_all_in_turns::<T, S, P>(to.wrapping_add(P * at), values);
+                };
+                for at in (0..whole).step_by(lanes) {
+                    registers(at);
                 }
-                if P * whole < columns {
-                    let values: [_; P] = std::array::from_fn(|p| {
-                        T::sum(simd, T::load_masked(simd, phase(p).add(whole), mask), bias)
-                    });
-                    let mut turns = [T::ZERO; MAX_PHASES * MAX_LANES];
-                    store_all_in_turns::<T, S, P>(turns.as_mut_ptr(), values);
-                    for (n, &first) in rest.iter().enumerate() {
-                        let value = T::load::<S>(turns.as_ptr().add(n * lanes));
-                        T::store_first(
-                            simd,
-                            to.wrapping_add((P * whole) + n * lanes),
-                            first,
-                            value,
-                        );
-                    }
+                if left == 0 {
+                    continue;
+                }
+                if whole > 0 && missing == 0 {
+                    // Some once more, rather than the last ones in pieces.
+                    registers(run.columns - lanes);
+                    continue;
+                }
+                let values: [_; P] = std::array::from_fn(|p| {
+                    T::sum(simd, T::load_masked(simd, phase(p).add(whole), mask), bias)
+                });
+                let mut turns = [T::ZERO; MAX_PHASES * MAX_LANES];
+                store_all_in_turns::<T, S, P>(turns.as_mut_ptr(), values);
+                // In pieces: registers that are read across two that have just been written wait for both.
+                for (n, &first) in rest.iter().enumerate() {
+                    let value = T::load::<S>(turns.as_ptr().add(n * lanes));
+                    T::store_first(simd, to.wrapping_add(P * whole + n * lanes), first, value);
                 }
             }
         }

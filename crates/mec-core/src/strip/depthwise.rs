@@ -93,12 +93,16 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
                     *sums.add(tap) = T::ZERO;
                 }
                 let mut bias = T::ZERO;
+                if let (Some(job), Some((memory, at))) = (job, &memory) {
+                    let memory = memory.as_ptr();
+                    for first in (0..g.batch).step_by(job.1.images()) {
+                        let images = first..(first + job.1.images()).min(g.batch);
+                        stage::sums(kernel, job, o, (images, channel), at, memory, sums);
+                    }
+                }
                 for image in 0..g.batch {
                     let dy = input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
-                    if let (Some(job), Some((memory, at))) = (job, &memory) {
-                        let memory = memory.as_ptr();
-                        stage::sums(kernel, job, o, [image, channel], at, memory, sums);
-                    } else {
+                    if job.is_none() {
                         let x = input_plane(o.x, &o.x_strides, g.input_shape(), image, channel);
                         kernel.row_sums(&RowSums { x, dy, window, sums });
                     }

@@ -1,11 +1,12 @@
 //! Planes that are copied, some rows at a time, to where no stride is left in a row and padding is there.
 //!
 //! ```text
-//! for task in planes                                  in parallel
+//! for task in planes, several where they are small     in parallel
 //!   for correlation (one, or one for each row phase of an input gradient)
 //!     for rows, columns of the output
-//!       copy the rows that they meet                  [row][plane][column]
-//!       micro-kernel: all kernel elements x whole registers
+//!       copy the rows that they meet                   [plane][row][residue by the stride][column]
+//!       for plane
+//!         micro-kernel: all kernel elements x whole registers
 //! ```
 
 use crate::kernel::{
@@ -35,6 +36,11 @@ pub(crate) struct Stage {
     aside: usize,
     /// Input rows from a row of the stage to the next.
     unit: usize,
+    /// Elements of one plane's stage.
+    len: usize,
+    /// Most planes that are staged together: several where whole ones have room. What is found once for all of them
+    /// took longer than a small plane's sums (14 x 14, stride 2).
+    planes: usize,
 }
 
 /// A correlation of one channel with one, and how it is staged.
@@ -47,13 +53,16 @@ impl Stage {
         let lowering = c.lowering(false);
         let with = |rows, columns: usize| {
             let registers = columns.next_multiple_of(kernel.lanes);
+            let plane_len = lowering.plane_len(registers, kernel.lanes);
             Self {
                 lowering,
                 rows,
                 columns,
-                plane_len: lowering.plane_len(registers, kernel.lanes),
+                plane_len,
                 aside: registers,
                 unit: c.height.unit(),
+                len: c.height.panel_rows(rows) * lowering.planes * plane_len,
+                planes: 1,
             }
         };
         let fits = |stage: &Self, most: usize| stage.bytes::<T>(c) <= limit.min(most);
@@ -61,19 +70,20 @@ impl Stage {
         let rows = (1..=height).map(|n| with(height.div_ceil(n), width));
         let pieces = (1..=width.div_ceil(kernel.lanes)).map(|n| with(1, width.div_ceil(n)));
         let smallest = with(1, width.min(kernel.lanes));
-        rows.chain(pieces)
+        let mut stage = rows
+            .chain(pieces)
             .find(|stage| fits(stage, STAGE))
-            .or(Some(smallest).filter(|stage| fits(stage, usize::MAX)))
+            .or(Some(smallest).filter(|stage| fits(stage, usize::MAX)))?;
+        if [stage.rows, stage.columns] == [height, width] {
+            let room = (limit.min(STAGE) / size_of::<T>()).saturating_sub(stage.aside_len(c));
+            stage.planes = (room / stage.len.max(1)).max(1);
+        }
+        Some(stage)
     }
 
     /// Elements of a row.
     fn line_len(&self) -> usize {
         self.lowering.planes * self.plane_len
-    }
-
-    /// Elements of the stage.
-    fn len(&self, c: &Correlation) -> usize {
-        c.height.panel_rows(self.rows) * self.line_len()
     }
 
     /// Elements of a phase's outputs, where they are put together afterwards.
@@ -85,9 +95,9 @@ impl Stage {
         c.phases().len() * self.aside
     }
 
-    /// Bytes of the stage and of outputs aside.
+    /// Bytes of the stages and of outputs aside.
     fn bytes<T>(&self, c: &Correlation) -> usize {
-        (self.len(c) + self.aside_len(c)) * size_of::<T>()
+        (self.planes * self.len + self.aside_len(c)) * size_of::<T>()
     }
 
     /// Output rows and columns, a stage at a time.
@@ -111,17 +121,18 @@ impl Stage {
         c.height.step / self.unit * self.line_len()
     }
 
-    /// Copies what some rows and columns of the output meet.
+    /// Copies what some rows and columns of the output meet in some planes.
     ///
     /// # Safety
     ///
-    /// The plane at `from` can be read, whose rows and columns are `steps` apart; `to` has room for the stage.
+    /// The planes from `from` on can be read, which are, with their rows and columns, `steps` apart; `to` has room for
+    /// the stage of each.
     unsafe fn copy<T: Vector>(
         &self,
         kernel: &Kernel<T>,
         c: &Correlation,
-        from: *const T,
-        steps: [isize; 2],
+        (from, planes): (*const T, usize),
+        steps: [isize; 3],
         [rows, columns]: &[Range<usize>; 2],
         to: *mut T,
     ) {
@@ -140,19 +151,19 @@ impl Stage {
                 if rows == 0 {
                     continue;
                 }
-                let offset = (top + (row * self.unit) as isize) * steps[0]
-                    + (left + (before * w.step) as isize) * steps[1];
+                let offset = (top + (row * self.unit) as isize) * steps[1]
+                    + (left + (before * w.step) as isize) * steps[2];
                 // SAFETY: only rows and columns inside the input are read; the caller made room.
                 unsafe {
                     kernel.pack(&Pack {
                         from: from.wrapping_offset(offset),
-                        from_channel: 0,
-                        from_row: self.unit as isize * steps[0],
-                        from_column: w.step as isize * steps[1],
+                        from_channel: steps[0],
+                        from_row: self.unit as isize * steps[1],
+                        from_column: w.step as isize * steps[2],
                         to: to.wrapping_add(row * self.line_len() + plane * self.plane_len),
-                        to_channel: 0,
+                        to_channel: self.len,
                         to_row: self.line_len(),
-                        channels: 1,
+                        channels: planes,
                         rows,
                         before,
                         columns: read,
@@ -169,12 +180,25 @@ fn is_direct(c: &Correlation) -> bool {
     c.phases().len() == 1 && c.width.out_step == 1
 }
 
-/// Bytes that [`run`] takes for each thread: stage, outputs aside, kernel elements.
+/// Most planes that all jobs stage together.
+fn together(jobs: &[Job]) -> usize {
+    jobs.iter().map(|(_, stage)| stage.planes).min().unwrap_or(1)
+}
+
+/// Kernel elements of all jobs.
+fn all_taps(jobs: &[Job]) -> usize {
+    jobs.iter().map(|(c, _)| c.all_taps()).sum()
+}
+
+/// Bytes that [`run`] takes for each thread: stages, outputs aside, kernel elements of each plane.
 pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
     let memory = jobs.iter().map(|(c, stage)| stage.bytes::<T>(c)).max().unwrap_or(0);
-    let taps: usize = jobs.iter().map(|(c, _)| c.all_taps()).sum();
-    memory + taps * (size_of::<StagedTap<T>>() + size_of::<isize>())
+    let taps = all_taps(jobs) * (together(jobs) * size_of::<StagedTap<T>>() + size_of::<isize>());
+    memory + taps
 }
+
+/// Tasks of each thread that keep them busy evenly.
+const TASKS_WANTED: usize = 8;
 
 /// Computes the outputs of all jobs.
 ///
@@ -188,34 +212,57 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let Some((first, _)) = jobs.first() else { return };
-    let (channels, planes) = (first.groups, first.batch * first.groups);
-    let most = |of: &dyn Fn(&Job) -> usize| jobs.iter().map(of).max().unwrap_or(0);
-    let len = most(&|(c, stage)| stage.len(c) + stage.aside_len(c));
-    let all_taps: usize = jobs.iter().map(|(c, _)| c.all_taps()).sum();
-    for_each_worker(threads, planes, |numbers| {
+    let (channels, images) = (first.groups, first.batch);
+    let most = (channels * images).div_ceil(threads * TASKS_WANTED);
+    let together = together(jobs).min(most).max(1);
+    // Channels of one image: they are one distance apart.
+    let sets = channels.div_ceil(together);
+    let memory_of = |(c, stage): &Job| together * stage.len + stage.aside_len(c);
+    let len = jobs.iter().map(memory_of).max().unwrap_or(0);
+    let all_taps = all_taps(jobs);
+    for_each_worker(threads, images * sets, |numbers| {
         let memory = Workspace::<T>::new(len);
-        let mut taps = Vec::with_capacity(all_taps);
+        let mut taps = Vec::with_capacity(all_taps * together);
         let mut weights = Vec::with_capacity(all_taps);
         for job in jobs {
             find_taps(job, operands, &mut taps, &mut weights);
         }
+        let taps_len = taps.len();
+        for _ in 1..together {
+            taps.extend_from_within(..taps_len);
+        }
         for number in numbers {
-            let plane = [number / channels, number % channels];
-            let weight =
-                operands.weight.wrapping_offset(plane[1] as isize * operands.weight_strides[0]);
-            for (tap, offset) in taps.iter_mut().zip(&weights) {
-                // SAFETY: the caller vouches for the weights.
-                tap.weight = unsafe { *weight.wrapping_offset(*offset) };
+            let (image, set) = (number / sets, number % sets);
+            let planes = set * channels / sets..(set + 1) * channels / sets;
+            for (plane, taps) in planes.clone().zip(taps.chunks_mut(taps_len.max(1))) {
+                let weight =
+                    operands.weight.wrapping_offset(plane as isize * operands.weight_strides[0]);
+                for (tap, offset) in taps.iter_mut().zip(&weights) {
+                    // SAFETY: the caller vouches for the weights.
+                    tap.weight = unsafe { *weight.wrapping_offset(*offset) };
+                }
             }
-            let mut rest = &taps[..];
+            let mut before = 0;
             for (c, stage) in jobs {
-                let these;
-                (these, rest) = rest.split_at(if c.channels == 0 { 0 } else { c.all_taps() });
+                let these = before..before + if c.channels == 0 { 0 } else { c.all_taps() };
+                before = these.end;
+                let set = Planes { image, channels: planes.clone(), taps: &taps, taps_len, these };
                 // SAFETY: the caller vouches for the tensors; the memory serves every job.
-                unsafe { outputs(kernel, c, stage, operands, plane, these, memory.as_ptr()) };
+                unsafe { outputs(kernel, c, stage, operands, &set, memory.as_ptr()) };
             }
         }
     });
+}
+
+/// Some planes that are staged together.
+struct Planes<'a, T> {
+    image: usize,
+    channels: Range<usize>,
+    /// The kernel elements of all jobs, for each plane.
+    taps: &'a [StagedTap<T>],
+    taps_len: usize,
+    /// Those of this job.
+    these: Range<usize>,
 }
 
 /// Adds the kernel elements of each phase, one phase after the other: where they meet the stage, and where their
@@ -240,31 +287,30 @@ fn find_taps<T: Vector>(
     }
 }
 
-/// The outputs of one plane (image, channel).
+/// The outputs of some planes.
 ///
 /// # Safety
 ///
-/// As [`run`]; `memory` has room for the stage and what is put aside.
+/// As [`run`]; `memory` has room for the stage of each and for what is put aside.
 unsafe fn outputs<T: Vector>(
     kernel: &Kernel<T>,
     c: &Correlation,
     stage: &Stage,
     o: &Operands<T>,
-    [image, channel]: [usize; 2],
-    taps: &[StagedTap<T>],
+    planes: &Planes<T>,
     memory: *mut T,
 ) {
     let [x_image, x_channel, x_row, x_column] = c.strides(o.x_strides);
-    let x = o.x.wrapping_offset(image as isize * x_image + channel as isize * x_channel);
+    let first = planes.channels.start;
+    let x = planes.image as isize * x_image + first as isize * x_channel;
+    let x = (o.x.wrapping_offset(x), planes.channels.len());
     let [y_image, y_channel, y_row, y_column] = c.strides(o.y_strides);
-    let y = o.y.wrapping_add(image * y_image + channel * y_channel);
-    // SAFETY: there is one for each channel.
-    let bias = if o.bias.is_null() { T::ZERO } else { unsafe { *o.bias.add(channel) } };
-    let aside = memory.wrapping_add(stage.len(c));
+    let y = o.y.wrapping_add(planes.image * y_image + first * y_channel);
+    let aside = memory.wrapping_add(planes.channels.len() * stage.len);
     let (aside_row, aside_phase) = (stage.aside_row(c), stage.aside);
     for piece in stage.pieces(c) {
-        // SAFETY: the caller vouches for the plane and the memory.
-        unsafe { stage.copy(kernel, c, x, [x_row, x_column], &piece, memory) };
+        // SAFETY: the caller vouches for the planes and the memory.
+        unsafe { stage.copy(kernel, c, x, [x_channel, x_row, x_column], &piece, memory) };
         let [rows, columns] = piece;
         let place = |row: usize| {
             (row * c.height.out_step + c.height.out_base) * y_row
@@ -273,58 +319,76 @@ unsafe fn outputs<T: Vector>(
         let mut row = rows.start;
         while row < rows.end {
             let (met, alike) = alike(c, row..rows.end);
-            let mut all = taps;
-            for (number, phase) in c.phases().iter().enumerate() {
-                let these;
-                (these, all) = all.split_at(all.len().min(c.height.taps * phase.taps));
-                let these = match these {
-                    [] => these,
-                    _ => &these[met.start * phase.taps..met.end * phase.taps],
-                };
-                let (out, out_row) = match is_direct(c) {
-                    true => (y.wrapping_add(place(row)), c.height.out_step * y_row),
-                    false => (aside.wrapping_add(number * aside_phase), aside_row),
-                };
-                // SAFETY: the stage holds what the rows meet; the caller vouches for the output.
-                unsafe {
-                    kernel.staged(&Staged {
-                        stage: memory.wrapping_add((row - rows.start) * stage.row(c)),
-                        stage_row: stage.row(c),
-                        taps: these,
-                        bias,
-                        out,
-                        out_row,
-                        size: [alike, columns.len()],
-                    });
+            for (number, channel) in planes.channels.clone().enumerate() {
+                let y = y.wrapping_add(number * y_channel);
+                let stage_of = memory.wrapping_add(number * stage.len);
+                // SAFETY: there is one for each channel.
+                let bias = if o.bias.is_null() { T::ZERO } else { unsafe { *o.bias.add(channel) } };
+                let taps = &planes.taps[number * planes.taps_len..][planes.these.clone()];
+                let mut all = taps;
+                for (phase_number, phase) in c.phases().iter().enumerate() {
+                    let these;
+                    (these, all) = all.split_at(all.len().min(c.height.taps * phase.taps));
+                    let these = match these {
+                        [] => these,
+                        _ => &these[met.start * phase.taps..met.end * phase.taps],
+                    };
+                    let (out, out_row) = match is_direct(c) {
+                        true => (y.wrapping_add(place(row)), c.height.out_step * y_row),
+                        false => (aside.wrapping_add(phase_number * aside_phase), aside_row),
+                    };
+                    // SAFETY: the stage holds what the rows meet; the caller vouches for the output.
+                    unsafe {
+                        kernel.staged(&Staged {
+                            stage: stage_of.wrapping_add((row - rows.start) * stage.row(c)),
+                            stage_row: stage.row(c),
+                            taps: these,
+                            bias,
+                            out,
+                            out_row,
+                            size: [alike, columns.len()],
+                        });
+                    }
                 }
-            }
-            // What is not at its place yet is brought there.
-            for i in (0..alike).filter(|_| !is_direct(c)) {
-                // SAFETY: as above.
-                unsafe {
-                    kernel.scatter(&Scatter {
-                        tile: aside.wrapping_add(i * aside_row),
-                        tile_phase: aside_phase,
-                        phases: c.phases().len(),
-                        last_phases: c.last_phases(),
-                        channels: 1,
-                        runs: &[OutRun {
-                            lane: 0,
+                if is_direct(c) {
+                    continue;
+                }
+                // What is not at its place yet is brought there.
+                let mut runs = [OutRun::default(); RUNS];
+                for first in (0..alike).step_by(RUNS) {
+                    let these = first..(first + RUNS).min(alike);
+                    for (run, i) in runs.iter_mut().zip(these.clone()) {
+                        *run = OutRun {
+                            lane: i * aside_row,
                             columns: columns.len(),
                             offset: place(row + i),
                             ends: columns.end == c.width.output,
-                        }],
-                        out: y,
-                        out_channel: 0,
-                        out_column: c.width.out_step * y_column,
-                        onto: Onto::Nothing,
-                    });
+                        };
+                    }
+                    // SAFETY: as above.
+                    unsafe {
+                        kernel.scatter(&Scatter {
+                            tile: aside,
+                            tile_phase: aside_phase,
+                            phases: c.phases().len(),
+                            last_phases: c.last_phases(),
+                            channels: 1,
+                            runs: &runs[..these.len()],
+                            out: y,
+                            out_channel: 0,
+                            out_column: c.width.out_step * y_column,
+                            onto: Onto::Nothing,
+                        });
+                    }
                 }
             }
             row += alike;
         }
     }
 }
+
+/// Rows that are brought to their places at a time.
+const RUNS: usize = 16;
 
 /// The kernel rows that take part in the first of some output rows, and in how many from it on. In an input
 /// gradient those that meet no row of `dy` add nothing; in the forward pass they multiply padding, which is there.
@@ -342,53 +406,63 @@ fn alike(c: &Correlation, rows: Range<usize>) -> (Range<usize>, usize) {
     }
 }
 
-/// Adds the weight gradient of one plane (image, channel) to `sums`.
+/// Adds the weight gradient of one channel of some images to `sums`.
 ///
 /// # Safety
 ///
-/// As [`super::weight_gradient`]; `memory` has room for the stage, `taps` names all kernel elements' places in it.
+/// As [`super::weight_gradient`]; `memory` has room for the stage of each image, `taps` names all kernel elements'
+/// places in one.
 pub(super) unsafe fn sums<T: Vector>(
     kernel: &Kernel<T>,
     (c, stage): &Job,
     o: &GradientOperands<T>,
-    [image, channel]: [usize; 2],
+    (images, channel): (Range<usize>, usize),
     taps: &[usize],
     memory: *mut T,
     sums: *mut T,
 ) {
-    let place = |strides: &[isize; 4]| image as isize * strides[0] + channel as isize * strides[1];
     let (x_strides, dy_strides) = (c.strides(o.x_strides), c.strides(o.dy_strides));
-    let x = o.x.wrapping_offset(place(&x_strides));
-    let dy = o.dy.wrapping_offset(place(&dy_strides));
+    let place = |image: usize, strides: &[isize; 4]| {
+        image as isize * strides[0] + channel as isize * strides[1]
+    };
+    let x = (o.x.wrapping_offset(place(images.start, &x_strides)), images.len());
+    let steps = [x_strides[0], x_strides[2], x_strides[3]];
     for piece in stage.pieces(c) {
         let [rows, columns] = &piece;
         let offset = rows.start as isize * dy_strides[2] + columns.start as isize * dy_strides[3];
         // SAFETY: the caller vouches for the planes and the memory.
         unsafe {
-            stage.copy(kernel, c, x, [x_strides[2], x_strides[3]], &piece, memory);
-            kernel.staged_sums(&StagedSums {
-                stage: memory,
-                stage_row: stage.row(c),
-                taps,
-                dy: Plane {
-                    first: dy.wrapping_offset(offset),
-                    row: dy_strides[2],
-                    height: rows.len(),
-                    width: columns.len(),
-                },
-                sums,
-            });
+            stage.copy(kernel, c, x, steps, &piece, memory);
+            for (number, image) in images.clone().enumerate() {
+                kernel.staged_sums(&StagedSums {
+                    stage: memory.wrapping_add(number * stage.len),
+                    stage_row: stage.row(c),
+                    taps,
+                    dy: Plane {
+                        first: o.dy.wrapping_offset(place(image, &dy_strides) + offset),
+                        row: dy_strides[2],
+                        height: rows.len(),
+                        width: columns.len(),
+                    },
+                    sums,
+                });
+            }
         }
     }
 }
 
 impl Stage {
+    /// Most images of a channel that [`sums`] takes at a time.
+    pub(super) fn images(&self) -> usize {
+        self.planes
+    }
+
     /// Memory for [`sums`].
     pub(super) fn memory<T: Vector>(&self, c: &Correlation) -> (Workspace<T>, Vec<usize>) {
         let mut taps = Vec::with_capacity(c.all_taps());
         for y in 0..c.height.taps {
             taps.extend((0..c.width.taps).map(|x| self.tap(c, &c.phases()[0], y, x)));
         }
-        (Workspace::new(self.len(c)), taps)
+        (Workspace::new(self.planes * self.len), taps)
     }
 }
