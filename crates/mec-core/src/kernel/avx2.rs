@@ -75,6 +75,13 @@ pub(super) fn odd(a: __m256, b: __m256) -> __m256 {
     in_order(_mm256_shuffle_ps::<0xdd>(a, b))
 }
 
+/// The even lanes of two registers, and their odd lanes.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn apart([a, b]: [__m256; 2]) -> [__m256; 2] {
+    [even(a, b), odd(a, b)]
+}
+
 /// What a shuffle within halves took from two registers: the first one's lanes, then the second's.
 #[target_feature(enable = "avx2,fma")]
 #[inline]

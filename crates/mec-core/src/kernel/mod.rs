@@ -27,7 +27,7 @@ pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, 
 pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use lanes::{OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
-pub(crate) use rows::{Plane, RowSums, Rows, Staged, StagedSums, StagedTap, Window};
+pub(crate) use rows::{Plane, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Window};
 pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
@@ -147,6 +147,7 @@ pub(crate) struct Kernel<T: 'static> {
     pub dot_outputs: usize,
     rows: unsafe fn(&Rows<T>),
     row_sums: unsafe fn(&RowSums<T>),
+    spread: unsafe fn(&Spread<T>),
     staged: unsafe fn(&Staged<T>),
     staged_sums: unsafe fn(&StagedSums<T>),
     plane_sum: unsafe fn(&Plane<T>) -> T,
@@ -250,6 +251,7 @@ impl<T: Vector> Kernel<T> {
             dot_outputs: D,
             rows: rows::rows::<T, I>,
             row_sums: rows::row_sums::<T, I>,
+            spread: rows::spread::<T, I>,
             staged: rows::staged::<T, I>,
             staged_sums: rows::staged_sums::<T, I>,
             plane_sum: rows::plane_sum::<T, I>,
@@ -375,6 +377,16 @@ impl<T: Vector> Kernel<T> {
     pub unsafe fn row_sums(&self, sums: &RowSums<T>) {
         // SAFETY: the caller vouches for the planes, this value for the CPU.
         unsafe { (self.row_sums)(sums) }
+    }
+
+    /// Computes one plane of the input gradient of a depthwise convolution at stride 2.
+    ///
+    /// # Safety
+    ///
+    /// As [`rows::spread`].
+    pub unsafe fn spread(&self, spread: &Spread<T>) {
+        // SAFETY: the caller vouches for the planes, this value for the CPU.
+        unsafe { (self.spread)(spread) }
     }
 
     /// Computes some outputs of a depthwise convolution from a stage.

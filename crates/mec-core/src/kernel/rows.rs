@@ -1,19 +1,22 @@
 //! Depthwise micro-kernels: whole rows of one channel.
 //!
 //! A depthwise convolution has no sum over channels, so a panel would be read hardly more often than
-//! it is written. Kernels of 3 x 3 at stride 1 read rows straight from the tensor, each tap at its own offset, with
-//! what lies at the edges staged; `staged` are the others, for which all rows are copied first.
+//! it is written. Kernels of 3 x 3 read rows straight from the tensor, each tap at its own offset, with what lies at
+//! the edges, or a stride apart, staged a register at a time; `staged` are the others, for which all rows are copied
+//! first.
 
+mod spread;
 mod staged;
 mod three_by_three;
 
 use super::simd::{Isa, Vector};
 use super::tile::prefetch;
 use pulp::{Simd, WithSimd};
+pub(crate) use spread::{Spread, spread};
 pub(crate) use staged::{Staged, StagedSums, StagedTap, staged, staged_sums};
 use three_by_three::{Output, Sums, Tiles};
 
-/// One plane of the input of a depthwise correlation at stride 1.
+/// One plane of the input of a depthwise correlation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plane<T> {
     /// Row 0, column 0.
@@ -30,6 +33,8 @@ pub(crate) struct Plane<T> {
 /// output's place, the padding being that of each axis.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
+    /// Input rows and columns from an output to the next: 1, or 2 where `step` is 1.
+    pub stride: usize,
     /// Input columns from a tap to the next.
     pub step: isize,
     /// Input row and column that the first tap of output (0, 0) meets.

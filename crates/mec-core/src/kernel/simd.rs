@@ -322,6 +322,12 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         unsafe { Self::load::<S>(lanes.as_ptr()) }
     }
 
+    /// The even lanes of two registers, and their odd lanes.
+    #[inline(always)]
+    fn apart<S: Simd>(pair: [Self::Of<S>; 2]) -> [Self::Of<S>; 2] {
+        apart_by_lanes::<Self, S>(pair)
+    }
+
     /// Writes `a`'s first lane, `b`'s first lane, `a`'s second lane and so on.
     ///
     /// # Safety
@@ -340,6 +346,34 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
             }
         }
     }
+}
+
+/// As [`Vector::apart`], lane by lane.
+#[inline(always)]
+fn apart_by_lanes<T: Vector, S: Simd>(pair: [T::Of<S>; 2]) -> [T::Of<S>; 2] {
+    // SAFETY: a vector is plain numbers, as many as the match says.
+    unsafe {
+        match T::lanes::<S>() {
+            16 => transmute_copy(&apart::<T, 16>(transmute_copy(&pair))),
+            8 => transmute_copy(&apart::<T, 8>(transmute_copy(&pair))),
+            4 => transmute_copy(&apart::<T, 4>(transmute_copy(&pair))),
+            2 => transmute_copy(&apart::<T, 2>(transmute_copy(&pair))),
+            _ => pair,
+        }
+    }
+}
+
+/// The even elements of two arrays, and their odd elements.
+#[inline(always)]
+fn apart<T: Copy, const LANES: usize>([a, b]: [[T; LANES]; 2]) -> [[T; LANES]; 2] {
+    let (mut even, mut odd) = (a, b);
+    for lane in 0..LANES / 2 {
+        even[lane] = a[2 * lane];
+        odd[lane] = a[2 * lane + 1];
+        even[LANES / 2 + lane] = b[2 * lane];
+        odd[LANES / 2 + lane] = b[2 * lane + 1];
+    }
+    [even, odd]
 }
 
 /// Most elements in a register of any instruction set.
@@ -373,6 +407,16 @@ impl Vector for f32 {
         transform_weights: winograd::avx2::transform_weights,
     };
     type Of<S: Simd> = S::f32s;
+
+    #[inline(always)]
+    fn apart<S: Simd>(pair: [Self::Of<S>; 2]) -> [Self::Of<S>; 2] {
+        #[cfg(target_arch = "x86_64")]
+        if is_avx2::<S>() {
+            // SAFETY: where there is its token there is AVX2, and then these are its registers.
+            return unsafe { transmute_copy(&avx2::apart(transmute_copy(&pair))) };
+        }
+        apart_by_lanes::<Self, S>(pair)
+    }
 
     #[inline(always)]
     fn splat<S: Simd>(simd: S, value: f32) -> S::f32s {

@@ -1,4 +1,4 @@
-//! Depthwise convolution: planes are independent. Those of a 3 x 3 kernel at stride 1 are read where they lie and
+//! Depthwise convolution: planes are independent. Those of a 3 x 3 kernel at stride 1 or 2 are read where they lie and
 //! need no workspace; `stage` takes the others.
 
 pub(crate) mod stage;
@@ -7,17 +7,19 @@ use super::engine::Operands;
 use super::weight_gradient::Operands as GradientOperands;
 use super::workers::for_each_worker;
 use crate::Geometry;
-use crate::kernel::{Kernel, Plane, RowSums, Rows, Vector, Window};
+use crate::kernel::{Kernel, Plane, RowSums, Rows, Spread, Vector, Window};
 
 /// Whether the planes of a depthwise convolution are read where they lie.
 pub(crate) fn in_place(g: &Geometry) -> bool {
     let axes = [&g.height, &g.width];
-    axes.iter().all(|axis| axis.kernel == 3 && axis.stride == 1) && g.height.dilation == 1
+    let all = |stride| axes.iter().all(|axis| axis.kernel == 3 && axis.stride == stride);
+    g.height.dilation == 1 && (all(1) || all(2) && g.width.dilation == 1)
 }
 
 /// The window of the forward pass.
 fn forward_window(g: &Geometry) -> Window {
     Window {
+        stride: g.width.stride,
         step: g.width.dilation as isize,
         base: [-(g.height.pad_before as isize), -(g.width.pad_before as isize)],
     }
@@ -54,6 +56,17 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
             let (image, channel) = (plane / channels, plane % channels);
             // SAFETY: the caller vouches for the tensors; each plane is one task's.
             unsafe {
+                if gradient && window.stride == 2 {
+                    kernel.spread(&Spread {
+                        dy: input_plane(o.x, &o.x_strides, from, image, channel),
+                        weight: o.weight.wrapping_offset(channel as isize * group),
+                        weight_step: [row, column],
+                        pad: [g.height.pad_before, g.width.pad_before],
+                        out: o.y.add(plane * height * width),
+                        size: [height, width],
+                    });
+                    continue;
+                }
                 kernel.rows(&Rows {
                     x: input_plane(o.x, &o.x_strides, from, image, channel),
                     window,

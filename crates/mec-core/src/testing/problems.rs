@@ -179,6 +179,29 @@ fn groups() -> Vec<Problem> {
             .groups(3)
             .stride(5, 2)
             .pad((2, 3), (1, 0)),
+        problem("depthwise, stride 2, odd columns, padded by 2", [2, 3, 14, 37], [3, 1, 3, 3])
+            .groups(3)
+            .same(2)
+            .stride(2, 2),
+        problem("depthwise, stride 2, asymmetric, small planes", [3, 40, 7, 14], [40, 1, 3, 3])
+            .groups(40)
+            .pad((0, 1), (1, 0))
+            .stride(2, 2),
+        problem(
+            "depthwise, stride 2, padded by more, a large plane",
+            [1, 2, 100, 90],
+            [2, 1, 3, 3],
+        )
+        .groups(2)
+        .pad((3, 1), (4, 6))
+        .stride(2, 2),
+        problem("depthwise, 5x5, stride 2, several planes together", [3, 20, 9, 11], [20, 1, 5, 5])
+            .groups(20)
+            .same(2)
+            .stride(2, 2),
+        problem("depthwise, 5x5, several planes together", [2, 21, 8, 7], [21, 1, 5, 5])
+            .groups(21)
+            .same(2),
         problem("depthwise, stride 2, pieces of rows", [1, 2, 5, 4300], [2, 1, 3, 3])
             .groups(2)
             .same(1)

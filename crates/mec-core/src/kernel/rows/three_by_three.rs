@@ -14,6 +14,9 @@ const PAIR: usize = 2;
 /// first-level cache, and their masks are found once for all of them.
 const BAND: usize = 16;
 
+/// Output rows of a tile at stride 2, where no row serves three of them: with four, sums and weights stay in registers.
+const FOUR: usize = 4;
+
 /// Where a tile of a 3 x 3 kernel meets the input.
 #[derive(Clone, Copy)]
 pub(super) struct Met<T> {
@@ -27,18 +30,32 @@ pub(super) struct Met<T> {
 
 /// What is done with the tiles of a 3 x 3 kernel without vertical dilation.
 pub(super) trait ThreeByThree<T: Vector, S: Simd> {
-    /// Takes the tile of `R` rows and of one register's columns at the output's (`y`, `x`).
+    /// Takes the tile of `R` rows and of one register's columns at the output's (`y`, `x`); a row meets those of the
+    /// input `STEP` below what the one above it does.
     ///
     /// # Safety
     ///
-    /// `columns` lie inside the output. Registers can be read in `R + 2` rows of `met`, at each of three taps.
-    unsafe fn tile<const R: usize>(
+    /// `columns` lie inside the output. Registers can be read in [`met_rows`]`(R, STEP)` rows of `met`, at each of three
+    /// taps.
+    unsafe fn tile<const R: usize, const STEP: usize>(
         &mut self,
         simd: S,
         at: [usize; 2],
         columns: First<T::Mask<S>>,
         met: Met<T>,
     );
+}
+
+/// Input rows that `rows` outputs meet.
+const fn met_rows(rows: usize, step: usize) -> usize {
+    (rows - 1) * step + 3
+}
+
+/// Which of `rows` outputs meets input row `i` at kernel row `t`.
+#[inline(always)]
+fn row_of<const STEP: usize>(i: usize, t: usize, rows: usize) -> Option<usize> {
+    let below = i.checked_sub(t)?;
+    (below.is_multiple_of(STEP) && below / STEP < rows).then_some(below / STEP)
 }
 
 /// The tiles of a 3 x 3 kernel.
@@ -58,6 +75,10 @@ impl<T: Vector> Tiles<T> {
     #[inline(always)]
     pub unsafe fn visit<S: Simd>(&self, simd: S, visitor: &mut impl ThreeByThree<T, S>) {
         let lanes = T::lanes::<S>();
+        if self.window.stride == 2 {
+            // SAFETY: the same contract.
+            return unsafe { self.visit_apart(simd, visitor) };
+        }
         let ([height, width], Window { base, step, .. }) = (self.size, self.window);
         let whole = T::first(simd, lanes);
         let inner = self.inner(lanes);
@@ -76,7 +97,7 @@ impl<T: Vector> Tiles<T> {
                         if inside {
                             let first = from.wrapping_add(x);
                             let met = Met { first, row: self.x.row, column: step };
-                            visitor.tile::<PAIR>(simd, [y, x], whole, met);
+                            visitor.tile::<PAIR, 1>(simd, [y, x], whole, met);
                         } else {
                             self.staged(simd, visitor, y..(y + PAIR).min(rows.end), x);
                         }
@@ -87,6 +108,72 @@ impl<T: Vector> Tiles<T> {
                 if !inner.contains(&x) {
                     // SAFETY: the caller vouches for the plane.
                     unsafe { self.staged(simd, visitor, rows.clone(), x) };
+                }
+            }
+        }
+    }
+
+    /// The same at stride 2: every second column of some rows is staged for the taps that meet it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Tiles::visit`].
+    #[inline(always)]
+    unsafe fn visit_apart<S: Simd>(&self, simd: S, visitor: &mut impl ThreeByThree<T, S>) {
+        const STEP: usize = 2;
+        let lanes = T::lanes::<S>();
+        let ([height, width], base) = (self.size, self.window.base);
+        let mut stage = [[MaybeUninit::<T>::uninit(); 3 * MAX_LANES]; met_rows(FOUR, STEP)];
+        let stage = stage.as_mut_ptr().cast::<T>();
+        let met = |row: usize| Met {
+            first: stage.wrapping_add(row * STEP * 3 * lanes).cast_const(),
+            row: 3 * lanes as isize,
+            column: lanes as isize,
+        };
+        for y in (0..height).step_by(FOUR) {
+            let rows = (height - y).min(FOUR);
+            let top = (y * STEP) as isize + base[0];
+            for x in (0..width).step_by(lanes) {
+                let count = (width - x).min(lanes);
+                let columns = T::first(simd, count);
+                let left = (x * STEP) as isize + base[1];
+                // Of lanes without an output nothing is read.
+                let halves = [(STEP * count).min(lanes), (STEP * count).saturating_sub(lanes)];
+                let places = [left, left + lanes as isize, left + 2, left + 2 + lanes as isize];
+                let masks = [
+                    self.x.mask(simd, places[0], halves[0]),
+                    self.x.mask(simd, places[1], halves[1]),
+                    self.x.mask(simd, places[2], halves[0]),
+                    self.x.mask(simd, places[3], halves[1]),
+                ];
+                let next = top + (FOUR * STEP) as isize + 1;
+                self.x.prefetch(next, x * STEP, FOUR * STEP);
+                // SAFETY: the masks cover what lies inside a row; a stage's row has room for three registers.
+                unsafe {
+                    for i in 0..met_rows(rows, STEP) {
+                        let y = top + i as isize;
+                        let a = self.x.at(simd, y, places[0], masks[0]);
+                        let b = self.x.at(simd, y, places[1], masks[1]);
+                        let c = self.x.at(simd, y, places[2], masks[2]);
+                        let d = self.x.at(simd, y, places[3], masks[3]);
+                        let [first, second] = T::apart::<S>([a, b]);
+                        let [third, _] = T::apart::<S>([c, d]);
+                        let to = stage.add(i * 3 * lanes);
+                        T::store::<S>(to, first);
+                        T::store::<S>(to.add(lanes), second);
+                        T::store::<S>(to.add(2 * lanes), third);
+                    }
+                    if rows == FOUR {
+                        visitor.tile::<FOUR, STEP>(simd, [y, x], columns, met(0));
+                        continue;
+                    }
+                    if rows >= PAIR {
+                        visitor.tile::<PAIR, STEP>(simd, [y, x], columns, met(0));
+                    }
+                    if !rows.is_multiple_of(PAIR) {
+                        let row = rows - 1;
+                        visitor.tile::<1, STEP>(simd, [y + row, x], columns, met(row));
+                    }
                 }
             }
         }
@@ -139,9 +226,9 @@ impl<T: Vector> Tiles<T> {
                 let first = stage.add((y - rows.start) * 3 * lanes);
                 let met = Met { first, row: 3 * lanes as isize, column: lanes as isize };
                 if y + PAIR <= rows.end {
-                    visitor.tile::<PAIR>(simd, [y, x], columns, met);
+                    visitor.tile::<PAIR, 1>(simd, [y, x], columns, met);
                 } else {
-                    visitor.tile::<1>(simd, [y, x], columns, met);
+                    visitor.tile::<1, 1>(simd, [y, x], columns, met);
                 }
             }
         }
@@ -158,7 +245,7 @@ pub(super) struct Output<T: Vector, S: Simd> {
 
 impl<T: Vector, S: Simd> ThreeByThree<T, S> for Output<T, S> {
     #[inline(always)]
-    unsafe fn tile<const R: usize>(
+    unsafe fn tile<const R: usize, const STEP: usize>(
         &mut self,
         simd: S,
         [y, x]: [usize; 2],
@@ -169,13 +256,13 @@ impl<T: Vector, S: Simd> ThreeByThree<T, S> for Output<T, S> {
         let to = self.out.wrapping_add(y * self.width + x);
         // SAFETY: the caller vouches for what is met, and for the columns.
         unsafe {
-            for i in 0..R + 2 {
+            for i in 0..met_rows(R, STEP) {
                 for m in 0..3 {
                     let at = i as isize * met.row + m as isize * met.column;
                     let value = T::load::<S>(met.first.wrapping_offset(at));
                     for t in 0..3 {
-                        if i >= t && i - t < R {
-                            acc[i - t] = T::mul_add(simd, value, self.weights[t][m], acc[i - t]);
+                        if let Some(r) = row_of::<STEP>(i, t, R) {
+                            acc[r] = T::mul_add(simd, value, self.weights[t][m], acc[r]);
                         }
                     }
                 }
@@ -195,7 +282,7 @@ pub(super) struct Sums<T: Vector, S: Simd> {
 
 impl<T: Vector, S: Simd> ThreeByThree<T, S> for Sums<T, S> {
     #[inline(always)]
-    unsafe fn tile<const R: usize>(
+    unsafe fn tile<const R: usize, const STEP: usize>(
         &mut self,
         simd: S,
         [y, x]: [usize; 2],
@@ -211,13 +298,13 @@ impl<T: Vector, S: Simd> ThreeByThree<T, S> for Sums<T, S> {
                 let from = self.dy.first.wrapping_offset((y + r as isize) * self.dy.row + x);
                 dy[r] = T::load_first(simd, from, columns);
             }
-            for i in 0..R + 2 {
+            for i in 0..met_rows(R, STEP) {
                 for m in 0..3 {
                     let at = i as isize * met.row + m as isize * met.column;
                     let value = T::load::<S>(met.first.wrapping_offset(at));
                     for t in 0..3 {
-                        if i >= t && i - t < R {
-                            self.acc[t][m] = T::mul_add(simd, dy[i - t], value, self.acc[t][m]);
+                        if let Some(r) = row_of::<STEP>(i, t, R) {
+                            self.acc[t][m] = T::mul_add(simd, dy[r], value, self.acc[t][m]);
                         }
                     }
                 }
