@@ -28,6 +28,10 @@ const MOST_WEIGHT_BYTES: usize = 128 << 10;
 /// Output rows of a band: each reads the rows above it once more.
 const BAND_ROWS: usize = 16;
 
+/// Tasks of each thread that keep them busy evenly, and rows of a band that is made smaller for it.
+const TASKS_WANTED: usize = 4;
+const FEWEST_ROWS: usize = 4;
+
 /// What packing adds to the time of a panel's sums (cv7).
 const PACKING: f64 = 1.5;
 
@@ -47,7 +51,7 @@ pub(crate) struct Direct {
 
 impl Direct {
     /// Plans `c`; `None` where a panel serves better.
-    pub fn new<T: Vector>(c: &Correlation, kernel: &Kernel<T>) -> Option<Self> {
+    pub fn new<T: Vector>(c: &Correlation, kernel: &Kernel<T>, threads: usize) -> Option<Self> {
         let phases = c.phases().len();
         let outputs = c.outputs * phases;
         let last = |p: &Phase| p.offset + p.taps.saturating_sub(1) * c.width.tap_step;
@@ -61,14 +65,17 @@ impl Direct {
             || c.width.step > 1
             || c.space.is_some()
             || c.joined_row.is_some()
-            || c.channels * c.outputs * c.batch * c.height.output * c.width.output == 0
+            || [c.channels, c.batch, c.groups, c.height.output, c.width.output].contains(&0)
             || reach >= DIRECT_COLUMNS
             || Self::weights_len(c) * size_of::<T>() > MOST_WEIGHT_BYTES
         {
             return None;
         }
+        let wanted = (TASKS_WANTED * threads).div_ceil(c.batch * c.groups);
         let plan = Self {
-            bands: c.height.output.div_ceil(BAND_ROWS),
+            bands: wanted
+                .min(c.height.output.div_ceil(FEWEST_ROWS))
+                .max(c.height.output.div_ceil(BAND_ROWS)),
             vectors: [false, true].map(|masked| kernel.direct_vectors(outputs, masked)),
             reach,
         };

@@ -206,7 +206,7 @@ impl Work {
         // The list of jobs, while it is made from the list of correlations.
         let shared = correlations.len() * (size_of::<direct::Job>() + size_of::<Correlation>());
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
-        let planned = |c| Some((c, direct::Direct::new(&c, kernel)?));
+        let planned = |c| Some((c, direct::Direct::new(&c, kernel, threads)?));
         let jobs: Vec<_> = correlations.into_iter().map(planned).collect::<Option<_>>()?;
         let worker = direct::worker_bytes::<T>(&jobs);
         if worker > limit {
