@@ -44,7 +44,7 @@ pub(crate) struct Direct<'a, T> {
     pub column: isize,
     /// Columns of the input: what lies outside counts as zero.
     pub columns: usize,
-    /// Kernel columns, at most [`DIRECT_COLUMNS`].
+    /// Kernel columns, 1 to [`DIRECT_COLUMNS`].
     pub kernel_columns: usize,
     /// The first channel's weights, `[kernel element][output]`.
     pub weights: *const T,
@@ -210,6 +210,7 @@ unsafe fn step<T: Vector, S: Simd, const V: usize, const R: usize>(
 ///
 /// The CPU has `I`. For each channel and kernel element, what it meets can be read at those columns of `V` vectors that
 /// lie inside the input, and a weight for each output that meets it; `V` vectors can be written for each of `R` outputs.
+/// Each kernel element's column is one of `kernel_columns`, and where some are met by half the outputs `R` is even.
 pub(crate) unsafe fn direct<T: Vector, I: Isa, const V: usize, const R: usize>(d: &Direct<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Run::<T, V, R>(d));

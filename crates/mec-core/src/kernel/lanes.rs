@@ -349,8 +349,8 @@ impl<T: Vector> Scatter<'_, T> {
     }
 }
 
-/// Most phases whose columns are stored in turns.
-const MAX_PHASES: usize = 4;
+/// Most phases of columns that are stored together.
+pub(crate) const MAX_PHASES: usize = 4;
 
 /// Stores the lanes of two or four registers in turns.
 ///

@@ -25,7 +25,7 @@ mod winograd;
 
 pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, DirectTap};
 pub(crate) use dots::{Dots, ELEMENTS, Span};
-pub(crate) use lanes::{OutRun, Pack, Scatter, inside_columns};
+pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{Plane, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Window};
 pub use simd::Vector;
@@ -135,8 +135,8 @@ pub(crate) struct Kernel<T: 'static> {
     /// Tiles by vectors of columns (1, 2, 3) and by channels, as `sizes` says.
     tiles: [[TileFn<T>; SIZES]; MAX_VECTORS],
     pack_weights: unsafe fn(&PackWeights<T>),
-    /// Tiles straight from the input, by outputs and vectors of columns.
-    directs: [[DirectFn<T>; DIRECT_VECTORS]; DIRECT_OUTPUTS],
+    /// Tiles straight from the input, by outputs (2, 3, 4, 6) and vectors of columns.
+    directs: [[DirectFn<T>; DIRECT_VECTORS]; 4],
     /// Weight-gradient tiles by vectors of channels (1 to 4).
     outers: [unsafe fn(&Outer<T>); 4],
     /// Most vectors of channels of a weight-gradient tile.
@@ -229,11 +229,9 @@ impl<T: Vector> Kernel<T> {
             ],
             pack_weights: tile::pack_weights::<T, R>,
             directs: [
-                Self::directs_of::<I, 1>(),
                 Self::directs_of::<I, 2>(),
                 Self::directs_of::<I, 3>(),
                 Self::directs_of::<I, 4>(),
-                Self::directs_of::<I, 5>(),
                 Self::directs_of::<I, 6>(),
             ],
             outers: [
@@ -300,8 +298,15 @@ impl<T: Vector> Kernel<T> {
     ///
     /// As [`direct::direct`], `vectors` being `V` and `outputs` `R`.
     pub unsafe fn direct(&self, vectors: usize, outputs: usize, direct: &Direct<T>) {
+        let size = match outputs {
+            2 => 0,
+            3 => 1,
+            4 => 2,
+            6 => 3,
+            _ => unreachable!("two or three channels, or one to three of two phases"),
+        };
         // SAFETY: the caller vouches for the tile, this value for the CPU.
-        unsafe { (self.directs[outputs - 1][vectors - 1])(direct) }
+        unsafe { (self.directs[size][vectors - 1])(direct) }
     }
 
     /// Divides `outputs` channels into the ranges of tiles.

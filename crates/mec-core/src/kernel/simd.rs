@@ -358,7 +358,10 @@ fn apart_by_lanes<T: Vector, S: Simd>(pair: [T::Of<S>; 2]) -> [T::Of<S>; 2] {
             8 => transmute_copy(&apart::<T, 8>(transmute_copy(&pair))),
             4 => transmute_copy(&apart::<T, 4>(transmute_copy(&pair))),
             2 => transmute_copy(&apart::<T, 2>(transmute_copy(&pair))),
-            _ => pair,
+            lanes => {
+                debug_assert_eq!(lanes, 1);
+                pair
+            }
         }
     }
 }

@@ -126,7 +126,7 @@ pub(crate) struct Phase {
 
 /// Most neighbouring output columns that are computed from one panel, so that they are stored
 /// together. A larger stride has a correlation for each column.
-pub(crate) const MAX_PHASES: usize = 4;
+pub(crate) const MAX_PHASES: usize = crate::kernel::MAX_PHASES;
 
 /// How the columns of a strip lie in a panel: the taps of a row are read from `planes` planes, tap
 /// `m` from plane `m % period`, `m / period * shift` lanes further on.
@@ -266,7 +266,7 @@ impl Correlation {
     pub fn input_gradient_to_space(g: &Geometry) -> Option<Self> {
         let axes = [&g.height, &g.width];
         let phases = axes.map(|axis| axis.stride);
-        let row_outputs = g.channels_in / g.groups * phases[1];
+        let row_outputs = (g.channels_in / g.groups).saturating_mul(phases[1]);
         if phases == [1, 1]
             || axes.iter().any(|axis| axis.stride > MAX_PHASES || axis.dilation > 1)
             || axes.iter().any(|axis| axis.input == 0)

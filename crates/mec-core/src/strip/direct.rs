@@ -6,8 +6,8 @@
 //!     micro-kernel: all channels and kernel elements       -> a tile of all outputs
 //! ```
 //!
-//! A row is met by as many output rows as the kernel has, and stays in the second-level cache meanwhile: from memory
-//! each is read once.
+//! A row is met by as many output rows as the kernel has rows. Where those of all channels stay in the second-level
+//! cache meanwhile, each is read from memory once.
 
 use super::buffer::Workspace;
 use super::correlation::{Correlation, Phase};
@@ -114,11 +114,6 @@ impl Direct {
         c.channels * c.all_taps() * c.outputs
     }
 
-    /// Bytes that [`run`] takes for each thread.
-    fn worker_bytes<T>(c: &Correlation) -> usize {
-        Self::weights_len(c) * size_of::<T>() + most_taps(c) * size_of::<DirectTap>()
-    }
-
     fn tasks(self, c: &Correlation) -> usize {
         c.groups * c.batch * self.bands
     }
@@ -148,14 +143,17 @@ fn step_cycles(registers: usize, outputs: usize, masked: bool) -> f64 {
     (registers * outputs).max(loads).max(8) as f64 / 2.0
 }
 
-/// Most kernel elements that are told apart: those of all phases.
-fn most_taps(c: &Correlation) -> usize {
-    c.height.taps * DIRECT_COLUMNS
+/// The most of any job: elements of weights, and kernel elements of all phases.
+fn most(jobs: &[Job]) -> [usize; 2] {
+    let weights = jobs.iter().map(|(c, _)| Direct::weights_len(c)).max();
+    let taps = jobs.iter().map(|(c, plan)| c.height.taps * (plan.reach + 1)).max();
+    [weights, taps].map(|most| most.unwrap_or(0))
 }
 
 /// Bytes that [`run`] takes for each thread.
 pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
-    jobs.iter().map(|(c, _)| Direct::worker_bytes::<T>(c)).max().unwrap_or(0)
+    let [weights, taps] = most(jobs);
+    weights * size_of::<T>() + taps * size_of::<DirectTap>()
 }
 
 /// Independent tasks.
@@ -175,10 +173,10 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let all = tasks(jobs);
-    let most = |of: fn(&Correlation) -> usize| jobs.iter().map(|(c, _)| of(c)).max().unwrap_or(0);
+    let [most_weights, most_taps] = most(jobs);
     for_each_worker(threads, all, |numbers| {
-        let memory = Workspace::new(most(Direct::weights_len));
-        let mut taps = Taps { taps: Vec::with_capacity(most(most_taps)), columns: [0; 3] };
+        let memory = Workspace::new(most_weights);
+        let mut taps = Taps { taps: Vec::with_capacity(most_taps), columns: [0; 3] };
         let mut held = None;
         for number in numbers {
             let (job, number) =
@@ -201,7 +199,6 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 }
 
 /// The kernel elements of a correlation, row by row: those that all outputs meet, then those of one phase alone.
-#[derive(Default)]
 struct Taps {
     taps: Vec<DirectTap>,
     /// How many each row has of each kind.

@@ -185,8 +185,11 @@ impl Work {
         let shared = correlations.len() * (size_of::<stage::Job>() + size_of::<Correlation>());
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
         let room = limit.min(WORKSPACE_PER_THREAD - RESERVED);
-        let staged = |c| Some((c, stage::Stage::new(&c, kernel, room)?));
-        let jobs: Vec<_> = correlations.into_iter().map(staged).collect::<Option<_>>()?;
+        // No more than is counted.
+        let mut jobs = Vec::with_capacity(correlations.len());
+        for c in correlations {
+            jobs.push((c, stage::Stage::new(&c, kernel, room)?));
+        }
         let worker = stage::worker_bytes::<T>(&jobs);
         if worker > room {
             return None;
@@ -206,10 +209,13 @@ impl Work {
         // The list of jobs, while it is made from the list of correlations.
         let shared = correlations.len() * (size_of::<direct::Job>() + size_of::<Correlation>());
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
-        let planned = |c| Some((c, direct::Direct::new(&c, kernel, threads)?));
-        let jobs: Vec<_> = correlations.into_iter().map(planned).collect::<Option<_>>()?;
+        // No more than is counted.
+        let mut jobs = Vec::with_capacity(correlations.len());
+        for c in correlations {
+            jobs.push((c, direct::Direct::new(&c, kernel, threads)?));
+        }
         let worker = direct::worker_bytes::<T>(&jobs);
-        if worker > limit {
+        if worker > limit.min((WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared)) {
             return None;
         }
         let threads = threads.min(direct::tasks(&jobs)).min((limit / worker).max(1));
@@ -274,30 +280,32 @@ impl Work {
             };
             jobs.push((*c, strips));
         }
-        let mut worker = engine::worker_bytes::<T>(&jobs);
+        let plain = engine::worker_bytes::<T>(&jobs);
         let mut tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
         let mut shared = shared;
         // The lists must fit as well, beside either plan and even if nothing comes of them.
         let phases: usize = correlations.iter().map(|c| c.phases().len()).sum();
         let lists = winograd::jobs_bytes(phases + usize::from(to_space.is_some()));
-        let fits =
-            |beside: usize| beside <= room && worker <= limit.saturating_sub(shared + beside);
-        let to_space =
-            to_space.filter(|c| fits(lists + space::weights_len(c) * size.bytes)).map(|c| (c, all));
-        let fewer = fewer(settings.algorithm).filter(|_| fits(lists)).and_then(|forced| {
+        let fit = lists <= room && plain <= limit.saturating_sub(shared + lists);
+        let fewer = fewer(settings.algorithm).filter(|_| fit).and_then(|forced| {
             let limits = [each, room].map(|limit| limit.saturating_sub(lists));
+            let to_space = to_space.map(|c| (c, all));
             winograd::jobs(&apart(), size, to_space, threads, limits, forced)
         });
+        // Either plan runs, one after the other: what it takes for all threads, and for each.
+        let mut takes = [(0, plain); 2];
         if let Some(fewer) = &fewer {
+            shared += lists;
             let weights: usize = fewer.iter().map(|(c, _)| space::weights_len(c)).sum();
-            shared += lists + weights * size.bytes;
-            worker = worker.max(winograd::worker_bytes::<T>(fewer));
+            takes[1] = (weights * size.bytes, winograd::worker_bytes::<T>(fewer));
             tasks = tasks.max(fewer.iter().map(|(c, plan)| plan.tasks(c.groups)).sum());
         }
-        let affordable = (limit.saturating_sub(shared) / worker).max(1);
-        let threads = threads.min(tasks).min(affordable);
+        let affordable = takes.map(|(all, each)| limit.saturating_sub(shared + all) / each);
+        let threads = affordable.into_iter().fold(threads.min(tasks), usize::min).max(1);
+        let most = takes.map(|(all, each)| all + threads * each).into_iter().max();
+        let workspace_bytes = shared + most.unwrap_or(0);
         let method = Method::Correlations(fewer, jobs);
-        Ok(Self { method, threads, workspace_bytes: shared + threads * worker })
+        Ok(Self { method, threads, workspace_bytes })
     }
 
     fn blocks<T: Element>(

@@ -17,7 +17,15 @@ pub(crate) fn weight_strides(c: &Correlation) -> [isize; 5] {
 
 /// The weights of correlation `c` ([`Correlation::input_gradient_to_space`] of `g`), in row-major order. A tap
 /// that the phase of a computed channel does not have is zero.
-pub(crate) fn weights<T: Element>(g: &Geometry, c: &Correlation, weight: &View<T>) -> Vec<T> {
+///
+/// # Safety
+///
+/// `c` is that correlation of `g`, and `weight` has `g`'s shape.
+pub(crate) unsafe fn weights<T: Element>(
+    g: &Geometry,
+    c: &Correlation,
+    weight: &View<T>,
+) -> Vec<T> {
     let mut weights = vec![T::ZERO; weights_len(c)];
     let Some(space) = c.space else { return weights };
     let [(_, row_phases, _), (_, column_phases, _)] = [&g.height, &g.width].map(joint_phases);

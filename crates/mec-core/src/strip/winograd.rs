@@ -101,12 +101,13 @@ pub(crate) fn jobs(
     forced: bool,
 ) -> Option<Vec<Job>> {
     // Weights of its own take some of the room.
-    let limits_of = |c: &Correlation| {
-        limits.map(|limit| limit.saturating_sub(space::weights_len(c) * size.bytes))
-    };
+    let room = |c: &Correlation| limits[1].saturating_sub(space::weights_len(c) * size.bytes);
     let planned = |correlations: &[Correlation], size| {
-        let plan = |c: &Correlation| Some((*c, Winograd::new(c, size, limits_of(c)[0])?));
-        let jobs = correlations.iter().map(plan).collect::<Option<Vec<Job>>>()?;
+        // No more than is counted.
+        let mut jobs = Vec::with_capacity(correlations.len());
+        for c in correlations {
+            jobs.push((*c, Winograd::new(c, size, limits[0].min(room(c)))?));
+        }
         Some((jobs.iter().map(|(c, plan)| plan.cycles(c, 1)).sum::<f64>(), jobs))
     };
     let together = to_space.and_then(|(c, size)| planned(&[c], size));
@@ -120,7 +121,7 @@ pub(crate) fn jobs(
     }
     for (c, plan) in &mut jobs {
         plan.divide(c, threads);
-        *plan = plan.keeping(c, size, threads, limits_of(c)[1]);
+        *plan = plan.keeping(c, size, threads, room(c));
     }
     Some(jobs)
 }

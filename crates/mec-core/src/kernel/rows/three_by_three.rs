@@ -22,7 +22,7 @@ const FOUR: usize = 4;
 pub(super) struct Met<T> {
     /// What the first tap meets.
     first: *const T,
-    /// Elements from what a tap, or an output, meets to what the one below does.
+    /// Elements from what a tap meets to what the one below does.
     row: isize,
     /// Elements from what a tap meets to what the next of its row does.
     column: isize,
@@ -121,6 +121,7 @@ impl<T: Vector> Tiles<T> {
     #[inline(always)]
     unsafe fn visit_apart<S: Simd>(&self, simd: S, visitor: &mut impl ThreeByThree<T, S>) {
         const STEP: usize = 2;
+        debug_assert_eq!(self.window.step, 1);
         let lanes = T::lanes::<S>();
         let ([height, width], base) = (self.size, self.window.base);
         let mut stage = [[MaybeUninit::<T>::uninit(); 3 * MAX_LANES]; met_rows(FOUR, STEP)];
@@ -137,7 +138,7 @@ impl<T: Vector> Tiles<T> {
                 let count = (width - x).min(lanes);
                 let columns = T::first(simd, count);
                 let left = (x * STEP) as isize + base[1];
-                // Of lanes without an output nothing is read.
+                // What only lanes without an output meet is not read.
                 let halves = [(STEP * count).min(lanes), (STEP * count).saturating_sub(lanes)];
                 let places = [left, left + lanes as isize, left + 2, left + 2 + lanes as isize];
                 let masks = [

@@ -75,8 +75,9 @@ impl Stage {
             .find(|stage| fits(stage, STAGE))
             .or(Some(smallest).filter(|stage| fits(stage, usize::MAX)))?;
         if [stage.rows, stage.columns] == [height, width] {
-            let room = (limit.min(STAGE) / size_of::<T>()).saturating_sub(stage.aside_len(c));
-            stage.planes = (room / stage.len.max(1)).max(1);
+            let room = limit.min(STAGE).saturating_sub(stage.aside_len(c) * size_of::<T>());
+            let taps = c.all_taps() * size_of::<StagedTap<T>>();
+            stage.planes = (room / (stage.len * size_of::<T>() + taps).max(1)).max(1);
         }
         Some(stage)
     }
