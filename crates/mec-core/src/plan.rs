@@ -59,11 +59,11 @@ pub struct Piece {
     pub bands: usize,
     /// Strips of columns, over all images and bands.
     pub strips: usize,
-    /// Output rows that one panel serves.
+    /// Output rows that one panel serves: 0 where there is none.
     pub panel_rows: usize,
     /// Channels of a group that one panel holds.
     pub panel_channels: usize,
-    /// Copies of each input element in a panel: the kernel's width in the paper, 1 at best.
+    /// Copies of each input element in a panel: the kernel's width in the paper, 1 at best, 0 without a panel.
     pub planes: usize,
     /// Independent tasks.
     pub tasks: usize,
