@@ -82,6 +82,18 @@ impl Layout {
     }
 }
 
+/// Each correlation with the plan that `plan` makes, in a list no longer than is counted; `None` if one has none.
+fn planned<P>(
+    correlations: &[Correlation],
+    plan: impl Fn(&Correlation) -> Option<P>,
+) -> Option<Vec<(Correlation, P)>> {
+    let mut jobs = Vec::with_capacity(correlations.len());
+    for c in correlations {
+        jobs.push((*c, plan(c)?));
+    }
+    Some(jobs)
+}
+
 /// How a pass is computed.
 enum Method {
     /// Correlations, each with its plan; before them those that do the same with fewer multiplications, if
@@ -185,11 +197,7 @@ impl Work {
         let shared = correlations.len() * (size_of::<stage::Job>() + size_of::<Correlation>());
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
         let room = limit.min(WORKSPACE_PER_THREAD - RESERVED);
-        // No more than is counted.
-        let mut jobs = Vec::with_capacity(correlations.len());
-        for c in correlations {
-            jobs.push((c, stage::Stage::new(&c, kernel, room)?));
-        }
+        let jobs = planned(&correlations, |c| stage::Stage::new(c, kernel, room))?;
         let worker = stage::worker_bytes::<T>(&jobs);
         if worker > room {
             return None;
@@ -209,11 +217,7 @@ impl Work {
         // The list of jobs, while it is made from the list of correlations.
         let shared = correlations.len() * (size_of::<direct::Job>() + size_of::<Correlation>());
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
-        // No more than is counted.
-        let mut jobs = Vec::with_capacity(correlations.len());
-        for c in correlations {
-            jobs.push((c, direct::Direct::new(&c, kernel, threads)?));
-        }
+        let jobs = planned(&correlations, |c| direct::Direct::new(c, kernel, threads))?;
         let worker = direct::worker_bytes::<T>(&jobs);
         if worker > limit.min((WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared)) {
             return None;

@@ -35,6 +35,7 @@ mod weight_gradient;
 
 use super::correlation::Correlation;
 use super::keeps;
+use super::planned;
 use super::space;
 use super::strips::TileSize;
 use crate::kernel::{OUTPUTS, POSITIONS};
@@ -102,16 +103,13 @@ pub(crate) fn jobs(
 ) -> Option<Vec<Job>> {
     // Weights of its own take some of the room.
     let room = |c: &Correlation| limits[1].saturating_sub(space::weights_len(c) * size.bytes);
-    let planned = |correlations: &[Correlation], size| {
-        // No more than is counted.
-        let mut jobs = Vec::with_capacity(correlations.len());
-        for c in correlations {
-            jobs.push((*c, Winograd::new(c, size, limits[0].min(room(c)))?));
-        }
+    let timed = |correlations: &[Correlation], size| {
+        let plan = |c: &Correlation| Winograd::new(c, size, limits[0].min(room(c)));
+        let jobs = planned(correlations, plan)?;
         Some((jobs.iter().map(|(c, plan)| plan.cycles(c, 1)).sum::<f64>(), jobs))
     };
-    let together = to_space.and_then(|(c, size)| planned(&[c], size));
-    let (cycles, mut jobs) = planned(correlations, size)
+    let together = to_space.and_then(|(c, size)| timed(&[c], size));
+    let (cycles, mut jobs) = timed(correlations, size)
         .into_iter()
         .chain(together)
         .min_by(|(one, _), (other, _)| one.total_cmp(other))?;
