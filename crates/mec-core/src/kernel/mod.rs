@@ -27,7 +27,9 @@ pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, 
 pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
-pub(crate) use rows::{Plane, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Window};
+pub(crate) use rows::{
+    Plane, Planes, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Window,
+};
 pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
@@ -364,7 +366,7 @@ impl<T: Vector> Kernel<T> {
         unsafe { (self.dots[elements - 1])(dots) }
     }
 
-    /// Computes one plane of a depthwise convolution.
+    /// Computes some planes of a depthwise convolution.
     ///
     /// # Safety
     ///
@@ -374,7 +376,7 @@ impl<T: Vector> Kernel<T> {
         unsafe { (self.rows)(rows) }
     }
 
-    /// Adds the weight gradient of one plane of a depthwise convolution.
+    /// Adds the weight gradient of some planes of a depthwise convolution.
     ///
     /// # Safety
     ///
@@ -384,7 +386,7 @@ impl<T: Vector> Kernel<T> {
         unsafe { (self.row_sums)(sums) }
     }
 
-    /// Computes one plane of the input gradient of a depthwise convolution at stride 2.
+    /// Computes some planes of the input gradient of a depthwise convolution at stride 2.
     ///
     /// # Safety
     ///

@@ -10,11 +10,9 @@ mod staged;
 mod three_by_three;
 
 use super::simd::{Isa, Vector};
-use super::tile::prefetch;
 use pulp::{Simd, WithSimd};
 pub(crate) use spread::{Spread, spread};
 pub(crate) use staged::{Staged, StagedSums, StagedTap, staged, staged_sums};
-use three_by_three::{Output, Sums, Tiles};
 
 /// One plane of the input of a depthwise correlation.
 #[derive(Debug, Clone, Copy)]
@@ -29,42 +27,64 @@ pub(crate) struct Plane<T> {
     pub width: usize,
 }
 
-/// Taps of a 3 x 3 kernel: row `t`, column `m` meets the input `t - pad` rows and `m * step - pad` columns from the
-/// output's place, the padding being that of each axis.
+/// Which input the taps of a 3 x 3 kernel meet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
-    /// Input rows and columns from an output to the next: 1, or 2 where `step` is 1.
+    /// Input rows and columns from an output to the next: 1 or 2.
     pub stride: usize,
-    /// Input columns from a tap to the next.
-    pub step: isize,
     /// Input row and column that the first tap of output (0, 0) meets.
     pub base: [isize; 2],
 }
 
-/// The forward pass of one plane, for a kernel of 3 x 3.
+/// Planes that are taken together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Planes {
+    /// How many.
+    pub count: usize,
+    /// Elements from one to the next.
+    pub step: isize,
+}
+
+impl Planes {
+    /// The plane with number `number`, where `first` is the first of them.
+    #[inline(always)]
+    fn plane<T: Copy>(self, first: &Plane<T>, number: usize) -> Plane<T> {
+        Plane { first: first.first.wrapping_offset(number as isize * self.step), ..*first }
+    }
+}
+
+/// The forward pass of some planes, for a kernel of 3 x 3.
 pub(crate) struct Rows<T> {
-    /// Input.
+    /// The first plane of the input.
     pub x: Plane<T>,
+    /// All planes.
+    pub planes: Planes,
     /// Which input each tap meets.
     pub window: Window,
-    /// Weight of tap (0, 0).
+    /// Weight of tap (0, 0) of the first plane.
     pub weight: *const T,
     /// Elements from a kernel row's weights to the next's, and from a column's.
     pub weight_step: [isize; 2],
-    /// What every sum starts from.
-    pub bias: T,
-    /// Output, row-major.
+    /// Elements from a plane's weights to the next's.
+    pub weight_plane: isize,
+    /// What the sums of each plane start from; null stands for zeros.
+    pub bias: *const T,
+    /// Output, row-major, one plane behind the other.
     pub out: *mut T,
-    /// Rows and columns of the output.
+    /// Rows and columns of a plane of the output.
     pub size: [usize; 2],
 }
 
-/// The weight gradient of one plane, added to what is there.
+/// The weight gradient of some planes of one channel, added to what is there.
 pub(crate) struct RowSums<T> {
-    /// Input.
+    /// The first plane of the input.
     pub x: Plane<T>,
-    /// Gradient of the output.
+    /// All planes.
+    pub planes: Planes,
+    /// Gradient of the output, of the first plane.
     pub dy: Plane<T>,
+    /// Elements from a plane of it to the next.
+    pub dy_step: isize,
     /// Which input each tap meets.
     pub window: Window,
     /// One sum for each tap, row-major.
@@ -82,15 +102,6 @@ impl<T: Vector> Plane<T> {
         T::mask(simd, within(-x), within(self.width as isize - x))
     }
 
-    /// Asks for the next `rows` from (`y`, `x`) on: of this plane or, behind its last row, of the one that
-    /// follows. Without this, half the time of 56 x 56 planes was waiting for memory (Zen 2, dw1).
-    #[inline(always)]
-    fn prefetch(&self, y: isize, x: usize, rows: usize) {
-        for i in 0..rows as isize {
-            prefetch(self.first.wrapping_offset((y + i) * self.row + x as isize));
-        }
-    }
-
     /// A register at (`y`, `x`): zeros outside the mask and outside the plane.
     ///
     /// # Safety
@@ -103,60 +114,6 @@ impl<T: Vector> Plane<T> {
         }
         // SAFETY: the mask covers lanes inside the row.
         unsafe { T::load_masked(simd, self.first.wrapping_offset(y * self.row + x), mask) }
-    }
-}
-
-impl<T: Vector> WithSimd for &Rows<T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Rows { x, window, size, .. } = *self;
-        // SAFETY: `rows`' contract covers the weights, the plane and the output.
-        unsafe {
-            let row = |t| [self.splat(simd, t, 0), self.splat(simd, t, 1), self.splat(simd, t, 2)];
-            let mut output = Output {
-                bias: T::splat(simd, self.bias),
-                out: self.out,
-                width: size[1],
-                weights: [row(0), row(1), row(2)],
-            };
-            Tiles { x, window, size }.visit(simd, &mut output);
-        }
-    }
-}
-
-impl<T: Vector> Rows<T> {
-    /// The weight of a tap, in every lane.
-    ///
-    /// # Safety
-    ///
-    /// As [`rows`].
-    #[inline(always)]
-    unsafe fn splat<S: Simd>(&self, simd: S, t: isize, m: isize) -> T::Of<S> {
-        let weight = t * self.weight_step[0] + m * self.weight_step[1];
-        // SAFETY: the caller vouches for the weights.
-        T::splat(simd, unsafe { *self.weight.wrapping_offset(weight) })
-    }
-}
-
-impl<T: Vector> WithSimd for &RowSums<T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (x, window, size) = (self.x, self.window, [self.dy.height, self.dy.width]);
-        let mut sums = Sums { dy: self.dy, acc: [[T::splat(simd, T::ZERO); 3]; 3] };
-        // SAFETY: `row_sums`' contract covers the planes and the sums.
-        unsafe {
-            Tiles { x, window, size }.visit(simd, &mut sums);
-            for t in 0..3 {
-                for m in 0..3 {
-                    let to = self.sums.add(t * 3 + m);
-                    *to = *to + T::sum_lanes(simd, sums.acc[t][m]);
-                }
-            }
-        }
     }
 }
 
@@ -183,24 +140,24 @@ impl<T: Vector> WithSimd for PlaneSum<'_, T> {
     }
 }
 
-/// Computes one plane.
+/// Computes some planes.
 ///
 /// # Safety
 ///
-/// The CPU has `I`. Input plane and weights can be read, the output can be written.
+/// The CPU has `I`. Planes of the input, weights and biases can be read, the output can be written.
 pub(crate) unsafe fn rows<T: Vector, I: Isa>(rows: &Rows<T>) {
-    // SAFETY: the caller vouches for the CPU.
-    unsafe { I::token() }.vectorize(rows);
+    // SAFETY: the same contract.
+    unsafe { three_by_three::run::<T, I, _>(rows) };
 }
 
-/// Adds the weight gradient of one plane.
+/// Adds the weight gradient of some planes.
 ///
 /// # Safety
 ///
-/// The CPU has `I`. Both planes can be read, and the sums can be read and written.
+/// The CPU has `I`. The planes can be read, and the sums can be read and written.
 pub(crate) unsafe fn row_sums<T: Vector, I: Isa>(sums: &RowSums<T>) {
-    // SAFETY: the caller vouches for the CPU.
-    unsafe { I::token() }.vectorize(sums);
+    // SAFETY: the same contract.
+    unsafe { three_by_three::run::<T, I, _>(sums) };
 }
 
 /// The sum of one plane.

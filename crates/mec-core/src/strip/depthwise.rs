@@ -7,20 +7,54 @@ use super::engine::Operands;
 use super::weight_gradient::Operands as GradientOperands;
 use super::workers::for_each_worker;
 use crate::Geometry;
-use crate::kernel::{Kernel, Plane, RowSums, Rows, Spread, Vector, Window};
+use crate::kernel::{Kernel, Plane, Planes, RowSums, Rows, Spread, Vector, Window};
+use std::ops::Range;
 
 /// Whether the planes of a depthwise convolution are read where they lie.
 pub(crate) fn in_place(g: &Geometry) -> bool {
     let axes = [&g.height, &g.width];
-    let all = |stride| axes.iter().all(|axis| axis.kernel == 3 && axis.stride == stride);
-    g.height.dilation == 1 && (all(1) || all(2) && g.width.dilation == 1)
+    let all = |stride| axes.iter().all(|axis| axis.stride == stride);
+    axes.iter().all(|axis| axis.kernel == 3 && axis.dilation == 1) && (all(1) || all(2))
+}
+
+/// The channels of a batch in sets, each one task's: planes of one image are one distance apart.
+struct Sets {
+    images: usize,
+    channels: usize,
+    /// Sets of an image.
+    sets: usize,
+}
+
+/// Tasks of each thread that keep them busy evenly.
+const TASKS_WANTED: usize = 8;
+
+impl Sets {
+    /// Sets of at most `together` channels, of fewer where that leaves threads without a task.
+    fn new(images: usize, channels: usize, together: usize, threads: usize) -> Self {
+        let together = together.min((channels * images).div_ceil(threads * TASKS_WANTED));
+        Self { images, channels, sets: channels.div_ceil(together.max(1)) }
+    }
+
+    fn tasks(&self) -> usize {
+        self.images * self.sets
+    }
+
+    /// Most channels of a set.
+    fn most(&self) -> usize {
+        self.channels.div_ceil(self.sets.max(1))
+    }
+
+    /// Image and channels of a task.
+    fn planes(&self, task: usize) -> (usize, Range<usize>) {
+        let (image, set) = (task / self.sets, task % self.sets);
+        (image, set * self.channels / self.sets..(set + 1) * self.channels / self.sets)
+    }
 }
 
 /// The window of the forward pass.
 fn forward_window(g: &Geometry) -> Window {
     Window {
         stride: g.width.stride,
-        step: g.width.dilation as isize,
         base: [-(g.height.pad_before as isize), -(g.width.pad_before as isize)],
     }
 }
@@ -47,39 +81,52 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let last = [g.height.kernel as isize - 1, g.width.kernel as isize - 1];
         first = last[0] * row + last[1] * column;
         weight_step = [-row, -column];
-        window.base = [-window.base[0] - last[0], -window.base[1] - last[1] * window.step];
+        window.base = [-window.base[0] - last[0], -window.base[1] - last[1]];
         (from, to) = (to, from);
     }
     let [_, channels, height, width] = to;
-    for_each_worker(threads, g.batch * channels, |planes| {
-        for plane in planes {
-            let (image, channel) = (plane / channels, plane % channels);
+    let len = height * width;
+    let sets = Sets::new(g.batch, channels, TOGETHER / (len * size_of::<T>()).max(1), threads);
+    for_each_worker(threads, sets.tasks(), |numbers| {
+        for number in numbers {
+            let (image, these) = sets.planes(number);
+            let planes = Planes { count: these.len(), step: o.x_strides[1] };
+            let x = input_plane(o.x, &o.x_strides, from, image, these.start);
+            let weight = o.weight.wrapping_offset(these.start as isize * group);
+            let out = o.y.wrapping_add((image * channels + these.start) * len);
             // SAFETY: the caller vouches for the tensors; each plane is one task's.
             unsafe {
                 if gradient && window.stride == 2 {
                     kernel.spread(&Spread {
-                        dy: input_plane(o.x, &o.x_strides, from, image, channel),
-                        weight: o.weight.wrapping_offset(channel as isize * group),
+                        dy: x,
+                        planes,
+                        weight,
                         weight_step: [row, column],
+                        weight_plane: group,
                         pad: [g.height.pad_before, g.width.pad_before],
-                        out: o.y.add(plane * height * width),
+                        out,
                         size: [height, width],
                     });
                     continue;
                 }
                 kernel.rows(&Rows {
-                    x: input_plane(o.x, &o.x_strides, from, image, channel),
+                    x,
+                    planes,
                     window,
-                    weight: o.weight.wrapping_offset(channel as isize * group + first),
+                    weight: weight.wrapping_offset(first),
                     weight_step,
-                    bias: if o.bias.is_null() { T::ZERO } else { *o.bias.add(channel) },
-                    out: o.y.add(plane * height * width),
+                    weight_plane: group,
+                    bias: if o.bias.is_null() { o.bias } else { o.bias.add(these.start) },
+                    out,
                     size: [height, width],
                 });
             }
         }
     });
 }
+
+/// Bytes of the planes that are taken together, so that they stay in the first-level cache with what is made of them.
+const TOGETHER: usize = 12 << 10;
 
 /// Computes the weight gradient, and the bias gradient where it is wanted. Planes are staged if `job` says how.
 ///
@@ -113,14 +160,26 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
                         stage::sums(kernel, job, o, (images, channel), at, memory, sums);
                     }
                 }
-                for image in 0..g.batch {
-                    let dy = input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
-                    if job.is_none() {
-                        let x = input_plane(o.x, &o.x_strides, g.input_shape(), image, channel);
-                        kernel.row_sums(&RowSums { x, dy, window, sums });
-                    }
-                    if !o.db.is_null() {
-                        bias = bias + kernel.plane_sum(&dy);
+                let dy_of =
+                    |image| input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
+                let len = g.height.output * g.width.output;
+                let together = (TOGETHER / (len * size_of::<T>()).max(1)).max(1);
+                for image in (0..g.batch).step_by(together).filter(|_| job.is_none()) {
+                    kernel.row_sums(&RowSums {
+                        x: input_plane(o.x, &o.x_strides, g.input_shape(), image, channel),
+                        planes: Planes {
+                            count: together.min(g.batch - image),
+                            step: o.x_strides[0],
+                        },
+                        dy: dy_of(image),
+                        dy_step: o.dy_strides[0],
+                        window,
+                        sums,
+                    });
+                }
+                if !o.db.is_null() {
+                    for image in 0..g.batch {
+                        bias = bias + kernel.plane_sum(&dy_of(image));
                     }
                 }
                 if !o.db.is_null() {

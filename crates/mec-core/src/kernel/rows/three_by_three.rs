@@ -1,315 +1,612 @@
-//! Kernels of 3 x 3 without vertical dilation: the weights, or their gradients, stay in registers.
+//! Kernels of 3 x 3 without dilation: the weights, or their gradients, stay in registers, and so does what a
+//! row of the input adds to the outputs around it.
 
-use super::{Plane, Window};
-use crate::kernel::simd::{First, MAX_LANES, Vector};
-use pulp::Simd;
-use std::mem::MaybeUninit;
+use super::{Plane, Planes, RowSums, Rows, Window};
+use crate::kernel::simd::{First, Isa, Vector};
+use crate::kernel::tile::prefetch;
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// Output rows of a tile of a 3 x 3 kernel: with two, multiply-adds and loads take as long, and the nine weights
-/// stay in registers. Each further row is a stream of memory of its own.
+/// Output rows of a tile of a large plane at stride 1: with two, multiply-adds and loads take as long, and the nine
+/// weights stay in registers. Each further row is a stream of memory of its own.
 const PAIR: usize = 2;
 
-/// Rows whose inner columns are computed before those at the edges: what the edges read is then in the
-/// first-level cache, and their masks are found once for all of them.
+/// Rows of a large plane whose inner columns are computed before those at the edges: what the edges read is then in
+/// the first-level cache, and their masks are found once for all of them.
 const BAND: usize = 16;
 
-/// Output rows of a tile at stride 2, where no row serves three of them: with four, sums and weights stay in registers.
-const FOUR: usize = 4;
+/// Bytes of a plane that is taken by whole columns: masks are found once, and each row is read once for all outputs
+/// that meet it. 28 x 28 took 0.6 of the time of tiles, 56 x 56 1.6 (Zen 3): memory is not met in order.
+const SMALL: usize = 6 << 10;
 
-/// Where a tile of a 3 x 3 kernel meets the input.
-#[derive(Clone, Copy)]
-pub(super) struct Met<T> {
-    /// What the first tap meets.
-    first: *const T,
-    /// Elements from what a tap meets to what the one below does.
-    row: isize,
-    /// Elements from what a tap meets to what the next of its row does.
-    column: isize,
-}
+/// A pass over the outputs of a 3 x 3 kernel.
+pub(super) trait Pass<T: Vector> {
+    /// Whether a register may cover columns that another one has taken.
+    const REPEATS: bool;
 
-/// What is done with the tiles of a 3 x 3 kernel without vertical dilation.
-pub(super) trait ThreeByThree<T: Vector, S: Simd> {
-    /// Takes the tile of `R` rows and of one register's columns at the output's (`y`, `x`); a row meets those of the
-    /// input `STEP` below what the one above it does.
+    /// What stays in registers.
+    type State<S: Simd>;
+
+    /// What it goes over.
+    fn tiles(&self) -> Tiles<T>;
+
+    /// The state before the first plane.
+    fn start<S: Simd>(&self, simd: S) -> Self::State<S>;
+
+    /// Turns to a plane.
     ///
     /// # Safety
     ///
-    /// `columns` lie inside the output. Registers can be read in [`met_rows`]`(R, STEP)` rows of `met`, at each of three
-    /// taps.
-    unsafe fn tile<const R: usize, const STEP: usize>(
-        &mut self,
+    /// There is such a plane.
+    unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Self::State<S>, plane: usize);
+
+    /// Takes a register's columns of some rows of the plane's output, in order; a row meets those of the input `STEP`
+    /// below what the one above it does.
+    ///
+    /// # Safety
+    ///
+    /// The column lies inside the output. What it meets can be read.
+    unsafe fn column<S: Simd, const STEP: usize>(
+        &self,
         simd: S,
-        at: [usize; 2],
-        columns: First<T::Mask<S>>,
-        met: Met<T>,
+        state: &mut Self::State<S>,
+        column: Column<T::Mask<S>>,
+        met: &impl Meets<T, S>,
     );
+
+    /// Brings what is left in registers to its place.
+    ///
+    /// # Safety
+    ///
+    /// It can be written there.
+    unsafe fn finish<S: Simd>(&self, simd: S, state: Self::State<S>);
 }
 
-/// Input rows that `rows` outputs meet.
-const fn met_rows(rows: usize, step: usize) -> usize {
-    (rows - 1) * step + 3
+/// A register's columns of some rows of the output.
+#[derive(Clone, Copy)]
+pub(super) struct Column<M> {
+    y: usize,
+    x: usize,
+    rows: usize,
+    columns: First<M>,
+    /// The input row that the first tap of the first row meets.
+    top: isize,
 }
 
-/// Which of `rows` outputs meets input row `i` at kernel row `t`.
-#[inline(always)]
-fn row_of<const STEP: usize>(i: usize, t: usize, rows: usize) -> Option<usize> {
-    let below = i.checked_sub(t)?;
-    (below.is_multiple_of(STEP) && below / STEP < rows).then_some(below / STEP)
+/// What a register's columns of the output meet at the three taps of a kernel row.
+pub(super) trait Meets<T: Vector, S: Simd> {
+    /// A row of the input.
+    type Row: Copy;
+
+    /// Row `y` of the input, zeros if it lies outside.
+    ///
+    /// # Safety
+    ///
+    /// The plane can be read.
+    unsafe fn row(&self, simd: S, y: isize) -> Self::Row;
+
+    /// What tap `m` meets of a row.
+    ///
+    /// # Safety
+    ///
+    /// The plane can be read.
+    unsafe fn at(&self, row: Self::Row, m: usize) -> T::Of<S>;
 }
 
-/// The tiles of a 3 x 3 kernel.
+/// Registers that lie inside rows of the input.
+struct Inside<T> {
+    x: Plane<T>,
+    /// The column that the first tap meets.
+    left: isize,
+}
+
+impl<T: Vector, S: Simd> Meets<T, S> for Inside<T> {
+    /// The row's start: registers are read when they are wanted, so that they need not be kept.
+    type Row = *const T;
+
+    #[inline(always)]
+    unsafe fn row(&self, _: S, y: isize) -> *const T {
+        self.x.first.wrapping_offset(y * self.x.row)
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, row: *const T, m: usize) -> T::Of<S> {
+        // SAFETY: the registers lie inside the row.
+        unsafe { T::load::<S>(row.wrapping_offset(self.left + m as isize)) }
+    }
+}
+
+/// Registers of which some lanes meet nothing.
+struct Edge<T: Vector, S: Simd> {
+    x: Plane<T>,
+    /// The column that the first tap meets.
+    left: isize,
+    masks: [T::Mask<S>; 3],
+}
+
+impl<T: Vector, S: Simd> Meets<T, S> for Edge<T, S> {
+    type Row = [T::Of<S>; 3];
+
+    #[inline(always)]
+    unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; 3] {
+        self.x.prefetch(y + BAND as isize, self.left);
+        let Some(row) = self.x.row(y) else { return [T::splat(simd, T::ZERO); 3] };
+        let at = |m: usize| {
+            let from = row.wrapping_offset(self.left + m as isize);
+            // SAFETY: the masks cover what lies inside a row.
+            unsafe { T::load_masked(simd, from, self.masks[m]) }
+        };
+        [at(0), at(1), at(2)]
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, row: Self::Row, m: usize) -> T::Of<S> {
+        row[m]
+    }
+}
+
+/// Registers of every second column.
+struct Apart<T: Vector, S: Simd> {
+    x: Plane<T>,
+    /// Two registers of columns from the first tap's on, and two from the last one's.
+    places: [[isize; 2]; 2],
+    masks: [[T::Mask<S>; 2]; 2],
+}
+
+impl<T: Vector, S: Simd> Meets<T, S> for Apart<T, S> {
+    type Row = [T::Of<S>; 3];
+
+    #[inline(always)]
+    unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; 3] {
+        self.x.prefetch(y + BAND as isize, self.places[0][0]);
+        let Some(row) = self.x.row(y) else { return [T::splat(simd, T::ZERO); 3] };
+        let at = |tap: usize, half: usize| {
+            let from = row.wrapping_offset(self.places[tap][half]);
+            // SAFETY: the masks cover what lies inside a row.
+            unsafe { T::load_masked(simd, from, self.masks[tap][half]) }
+        };
+        let [first, second] = T::apart::<S>([at(0, 0), at(0, 1)]);
+        let [third, _] = T::apart::<S>([at(1, 0), at(1, 1)]);
+        [first, second, third]
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, row: Self::Row, m: usize) -> T::Of<S> {
+        row[m]
+    }
+}
+
+impl<T: Vector> Plane<T> {
+    /// Row `y`, if it lies inside the plane.
+    #[inline(always)]
+    fn row(&self, y: isize) -> Option<*const T> {
+        let inside = (0..self.height as isize).contains(&y);
+        inside.then_some(self.first.wrapping_offset(y * self.row))
+    }
+
+    /// Asks for what lies at (`y`, `x`): in this plane or, behind its last row, in the one that follows. Without this,
+    /// half the time of 56 x 56 planes was waiting for memory (Zen 2, dw1).
+    #[inline(always)]
+    fn prefetch(&self, y: isize, x: isize) {
+        prefetch(self.first.wrapping_offset(y * self.row + x));
+    }
+}
+
+/// The outputs of a 3 x 3 kernel.
+#[derive(Clone, Copy)]
 pub(super) struct Tiles<T> {
+    /// The first plane of the input.
     pub x: Plane<T>,
+    pub planes: Planes,
     pub window: Window,
-    /// Rows and columns of the output.
+    /// Rows and columns of a plane of the output.
     pub size: [usize; 2],
 }
 
 impl<T: Vector> Tiles<T> {
-    /// Shows all tiles to `visitor`, those inside the input along the rows, so that memory is met in order.
-    ///
-    /// # Safety
-    ///
-    /// The plane can be read.
-    #[inline(always)]
-    pub unsafe fn visit<S: Simd>(&self, simd: S, visitor: &mut impl ThreeByThree<T, S>) {
-        let lanes = T::lanes::<S>();
-        if self.window.stride == 2 {
-            // SAFETY: the same contract.
-            return unsafe { self.visit_apart(simd, visitor) };
-        }
-        let ([height, width], Window { base, step, .. }) = (self.size, self.window);
-        let whole = T::first(simd, lanes);
-        let inner = self.inner(lanes);
-        for band in (0..height).step_by(BAND) {
-            let rows = band..(band + BAND).min(height);
-            for y in rows.clone().step_by(PAIR) {
-                let top = y as isize + base[0];
-                let inside = y + PAIR <= rows.end
-                    && top >= 0
-                    && top + PAIR as isize + 2 <= self.x.height as isize;
-                let from = self.x.first.wrapping_offset(top * self.x.row + base[1]);
-                for x in inner.clone().step_by(lanes) {
-                    self.x.prefetch(top + PAIR as isize + 2, x, PAIR);
-                    // SAFETY: the registers lie inside the rows, and the rows inside the plane.
-                    unsafe {
-                        if inside {
-                            let first = from.wrapping_add(x);
-                            let met = Met { first, row: self.x.row, column: step };
-                            visitor.tile::<PAIR, 1>(simd, [y, x], whole, met);
-                        } else {
-                            self.staged(simd, visitor, y..(y + PAIR).min(rows.end), x);
-                        }
-                    }
-                }
-            }
-            for x in (0..width).step_by(lanes) {
-                if !inner.contains(&x) {
-                    // SAFETY: the caller vouches for the plane.
-                    unsafe { self.staged(simd, visitor, rows.clone(), x) };
-                }
-            }
-        }
-    }
-
-    /// The same at stride 2: every second column of some rows is staged for the taps that meet it.
-    ///
-    /// # Safety
-    ///
-    /// As [`Tiles::visit`].
-    #[inline(always)]
-    unsafe fn visit_apart<S: Simd>(&self, simd: S, visitor: &mut impl ThreeByThree<T, S>) {
-        const STEP: usize = 2;
-        debug_assert_eq!(self.window.step, 1);
-        let lanes = T::lanes::<S>();
-        let ([height, width], base) = (self.size, self.window.base);
-        let mut stage = [[MaybeUninit::<T>::uninit(); 3 * MAX_LANES]; met_rows(FOUR, STEP)];
-        let stage = stage.as_mut_ptr().cast::<T>();
-        let met = |row: usize| Met {
-            first: stage.wrapping_add(row * STEP * 3 * lanes).cast_const(),
-            row: 3 * lanes as isize,
-            column: lanes as isize,
-        };
-        for y in (0..height).step_by(FOUR) {
-            let rows = (height - y).min(FOUR);
-            let top = (y * STEP) as isize + base[0];
-            for x in (0..width).step_by(lanes) {
-                let count = (width - x).min(lanes);
-                let columns = T::first(simd, count);
-                let left = (x * STEP) as isize + base[1];
-                // What only lanes without an output meet is not read.
-                let halves = [(STEP * count).min(lanes), (STEP * count).saturating_sub(lanes)];
-                let places = [left, left + lanes as isize, left + 2, left + 2 + lanes as isize];
-                let masks = [
-                    self.x.mask(simd, places[0], halves[0]),
-                    self.x.mask(simd, places[1], halves[1]),
-                    self.x.mask(simd, places[2], halves[0]),
-                    self.x.mask(simd, places[3], halves[1]),
-                ];
-                let next = top + (FOUR * STEP) as isize + 1;
-                self.x.prefetch(next, x * STEP, FOUR * STEP);
-                // SAFETY: the masks cover what lies inside a row; a stage's row has room for three registers.
-                unsafe {
-                    for i in 0..met_rows(rows, STEP) {
-                        let y = top + i as isize;
-                        let a = self.x.at(simd, y, places[0], masks[0]);
-                        let b = self.x.at(simd, y, places[1], masks[1]);
-                        let c = self.x.at(simd, y, places[2], masks[2]);
-                        let d = self.x.at(simd, y, places[3], masks[3]);
-                        let [first, second] = T::apart::<S>([a, b]);
-                        let [third, _] = T::apart::<S>([c, d]);
-                        let to = stage.add(i * 3 * lanes);
-                        T::store::<S>(to, first);
-                        T::store::<S>(to.add(lanes), second);
-                        T::store::<S>(to.add(2 * lanes), third);
-                    }
-                    if rows == FOUR {
-                        visitor.tile::<FOUR, STEP>(simd, [y, x], columns, met(0));
-                        continue;
-                    }
-                    if rows >= PAIR {
-                        visitor.tile::<PAIR, STEP>(simd, [y, x], columns, met(0));
-                    }
-                    if !rows.is_multiple_of(PAIR) {
-                        let row = rows - 1;
-                        visitor.tile::<1, STEP>(simd, [y + row, x], columns, met(row));
-                    }
-                }
-            }
-        }
-    }
-
     /// The columns whose registers are whole and meet the input's rows inside.
     fn inner(&self, lanes: usize) -> Range<usize> {
-        let (base, step) = (self.window.base[1], self.window.step);
-        let ends = [base, base + 2 * step];
-        let first = ends[0].min(ends[1]).min(0).unsigned_abs().next_multiple_of(lanes);
-        let end = self.x.width as isize - ends[0].max(ends[1]);
+        let base = self.window.base[1];
+        let first = base.min(0).unsigned_abs().next_multiple_of(lanes);
+        let end = self.x.width as isize - (base + 2).max(0);
         let registers = end.clamp(0, self.size[1] as isize) as usize / lanes;
         first..(registers * lanes).max(first)
     }
+}
 
-    /// Shows the tiles of some rows, at most [`BAND`], and a register's columns to `visitor`, with zeros where
-    /// they meet none of the input.
+/// Runs a pass.
+///
+/// # Safety
+///
+/// The CPU has `I`. The pass's input can be read, and its weights or gradients, and what it makes can be written.
+pub(super) unsafe fn run<T: Vector, I: Isa, P: Pass<T>>(pass: &P) {
+    // SAFETY: the caller vouches for the CPU.
+    let simd = unsafe { I::token() };
+    let lanes = T::lanes::<I::Token>();
+    let tiles = pass.tiles();
+    let [height, width] = tiles.size;
+    let small = height * width * size_of::<T>() <= SMALL;
+    let inner = if small || tiles.window.stride == 2 { 0..0 } else { tiles.inner(lanes) };
+    let band = if small { height.max(1) } else { BAND };
+    for first in (0..height).step_by(band) {
+        let rows = first..(first + band).min(height);
+        if !inner.is_empty() {
+            simd.vectorize(Inner { pass, tiles, rows: rows.clone(), columns: inner.clone() });
+        }
+        if inner.len() < width {
+            simd.vectorize(Outer { pass, tiles, rows, inner: inner.clone() });
+        }
+    }
+}
+
+/// Some rows of all planes, but for the inner columns.
+///
+/// It is a function of its own, as [`Inner`] is: in one with the others nine sums had no room in the registers (1.2
+/// times as long).
+struct Outer<'a, T, P> {
+    pass: &'a P,
+    tiles: Tiles<T>,
+    rows: Range<usize>,
+    inner: Range<usize>,
+}
+
+impl<T: Vector, P: Pass<T>> WithSimd for Outer<'_, T, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass, tiles, rows, inner } = self;
+        let (lanes, width) = (T::lanes::<S>(), tiles.size[1]);
+        let mut state = pass.start(simd);
+        for x in (0..width).step_by(lanes) {
+            if inner.contains(&x) {
+                continue;
+            }
+            let x = if P::REPEATS && width >= lanes { x.min(width - lanes) } else { x };
+            let planes = 0..tiles.planes.count;
+            // SAFETY: `run`'s contract covers all planes; rows and columns are those of the output.
+            unsafe {
+                if tiles.window.stride == 2 {
+                    apart(simd, pass, &mut state, &tiles, planes, rows.clone(), x);
+                } else {
+                    edge(simd, pass, &mut state, &tiles, planes, rows.clone(), x);
+                }
+            }
+        }
+        // SAFETY: `run`'s contract covers what the pass makes.
+        unsafe { pass.finish(simd, state) };
+    }
+}
+
+/// The inner columns of some rows of all planes, along the rows, so that memory is met in order.
+struct Inner<'a, T, P> {
+    pass: &'a P,
+    tiles: Tiles<T>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<T: Vector, P: Pass<T>> WithSimd for Inner<'_, T, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass, tiles, rows, columns } = self;
+        let (lanes, base) = (T::lanes::<S>(), tiles.window.base);
+        let whole = T::first(simd, lanes);
+        let mut state = pass.start(simd);
+        for plane in 0..tiles.planes.count {
+            let input = tiles.planes.plane(&tiles.x, plane);
+            // SAFETY: `run`'s contract covers the planes.
+            unsafe { pass.plane(simd, &mut state, plane) };
+            for y in rows.clone().step_by(PAIR) {
+                let top = y as isize + base[0];
+                let below = top + PAIR as isize + 2;
+                let inside = y + PAIR <= rows.end && top >= 0 && below <= input.height as isize;
+                for x in columns.clone().step_by(lanes) {
+                    let left = x as isize + base[1];
+                    // SAFETY: the registers lie inside the rows, and the rows inside the plane or beside its edge.
+                    unsafe {
+                        if !inside {
+                            let rows = y..(y + PAIR).min(rows.end);
+                            edge(simd, pass, &mut state, &tiles, plane..plane + 1, rows, x);
+                            continue;
+                        }
+                        for row in 0..PAIR as isize {
+                            input.prefetch(below + row, left);
+                        }
+                        let met = Inside { x: input, left };
+                        let column = Column { y, x, rows: PAIR, columns: whole, top };
+                        pass.column::<S, 1>(simd, &mut state, column, &met);
+                    }
+                }
+            }
+        }
+        // SAFETY: `run`'s contract covers what the pass makes.
+        unsafe { pass.finish(simd, state) };
+    }
+}
+
+/// Some rows of any register's columns, of some planes.
+///
+/// # Safety
+///
+/// As [`run`].
+#[inline(always)]
+unsafe fn edge<T: Vector, S: Simd, P: Pass<T>>(
+    simd: S,
+    pass: &P,
+    state: &mut P::State<S>,
+    tiles: &Tiles<T>,
+    planes: Range<usize>,
+    rows: Range<usize>,
+    x: usize,
+) {
+    let base = tiles.window.base;
+    let count = (tiles.size[1] - x).min(T::lanes::<S>());
+    let left = x as isize + base[1];
+    // Lanes without an output must not bring in what is not finite.
+    let mask = |m: isize| tiles.x.mask(simd, left + m, count);
+    let masks = [mask(0), mask(1), mask(2)];
+    let (y, top) = (rows.start, rows.start as isize + base[0]);
+    let column = Column { y, x, rows: rows.len(), columns: T::first(simd, count), top };
+    for plane in planes {
+        let met = Edge { x: tiles.planes.plane(&tiles.x, plane), left, masks };
+        // SAFETY: the masks cover what lies inside a row; the caller vouches for the rest.
+        unsafe {
+            pass.plane(simd, state, plane);
+            pass.column::<S, 1>(simd, state, column, &met);
+        }
+    }
+}
+
+/// The same at stride 2.
+///
+/// # Safety
+///
+/// As [`run`].
+#[inline(always)]
+unsafe fn apart<T: Vector, S: Simd, P: Pass<T>>(
+    simd: S,
+    pass: &P,
+    state: &mut P::State<S>,
+    tiles: &Tiles<T>,
+    planes: Range<usize>,
+    rows: Range<usize>,
+    x: usize,
+) {
+    let (lanes, base) = (T::lanes::<S>(), tiles.window.base);
+    let count = (tiles.size[1] - x).min(lanes);
+    let left = (2 * x) as isize + base[1];
+    let right = left + lanes as isize;
+    let places = [[left, right], [left + 2, right + 2]];
+    let halves = [(2 * count).min(lanes), (2 * count).saturating_sub(lanes)];
+    let mask = |tap: usize, half: usize| tiles.x.mask(simd, places[tap][half], halves[half]);
+    let masks = [[mask(0, 0), mask(0, 1)], [mask(1, 0), mask(1, 1)]];
+    let (y, top) = (rows.start, (2 * rows.start) as isize + base[0]);
+    let column = Column { y, x, rows: rows.len(), columns: T::first(simd, count), top };
+    for plane in planes {
+        let met = Apart { x: tiles.planes.plane(&tiles.x, plane), places, masks };
+        // SAFETY: the masks cover what lies inside a row; the caller vouches for the rest.
+        unsafe {
+            pass.plane(simd, state, plane);
+            pass.column::<S, 2>(simd, state, column, &met);
+        }
+    }
+}
+
+/// Weights and bias of a plane, in every lane, and where its output lies.
+pub(super) struct Output<T: Vector, S: Simd> {
+    out: *mut T,
+    /// Elements of this plane of the output and of those that follow.
+    room: usize,
+    bias: T::Of<S>,
+    weights: [[T::Of<S>; 3]; 3],
+}
+
+impl<T: Vector, S: Simd> Output<T, S> {
+    /// Adds what kernel row `t` makes of an input row.
     ///
     /// # Safety
     ///
-    /// The plane can be read.
+    /// What is met can be read.
     #[inline(always)]
-    unsafe fn staged<S: Simd>(
+    unsafe fn add<M: Meets<T, S>>(
         &self,
         simd: S,
-        visitor: &mut impl ThreeByThree<T, S>,
-        rows: Range<usize>,
-        x: usize,
-    ) {
-        let lanes = T::lanes::<S>();
-        let Window { base, step, .. } = self.window;
-        let count = (self.size[1] - x).min(lanes);
-        let columns = T::first(simd, count);
-        let column = |m: isize| x as isize + base[1] + m * step;
-        // Lanes without an output must not bring in what is not finite.
-        let mask = |m| self.x.mask(simd, column(m), count);
-        let masks = [mask(0), mask(1), mask(2)];
-        let mut stage = [[MaybeUninit::<T>::uninit(); 3 * MAX_LANES]; BAND + 2];
-        let stage = stage.as_mut_ptr().cast::<T>();
-        // SAFETY: the masks cover what lies inside a row; a stage's row has room for three registers.
+        t: usize,
+        (met, row): (&M, M::Row),
+        to: T::Of<S>,
+    ) -> T::Of<S> {
+        let mut sum = to;
+        for m in 0..3 {
+            // SAFETY: the caller vouches for what is met.
+            sum = T::mul_add(simd, unsafe { met.at(row, m) }, self.weights[t][m], sum);
+        }
+        sum
+    }
+}
+
+impl<T: Vector> Pass<T> for Rows<T> {
+    const REPEATS: bool = true;
+
+    type State<S: Simd> = Output<T, S>;
+
+    fn tiles(&self) -> Tiles<T> {
+        let Rows { x, planes, window, size, .. } = *self;
+        Tiles { x, planes, window, size }
+    }
+
+    #[inline(always)]
+    fn start<S: Simd>(&self, simd: S) -> Output<T, S> {
+        let zero = T::splat(simd, T::ZERO);
+        Output { out: self.out, room: 0, bias: zero, weights: [[zero; 3]; 3] }
+    }
+
+    #[inline(always)]
+    unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Output<T, S>, plane: usize) {
+        let Rows { planes, weight, weight_step, weight_plane, bias, out, size, .. } = *self;
+        let weight = weight.wrapping_offset(plane as isize * weight_plane);
+        let len = size[0] * size[1];
+        state.out = out.wrapping_add(plane * len);
+        state.room = (planes.count - plane) * len;
+        // SAFETY: the caller vouches for the plane, `rows`' contract for its weights and bias.
         unsafe {
-            for i in 0..rows.len() + 2 {
-                let y = (rows.start + i) as isize + base[0];
+            state.bias = T::splat(simd, if bias.is_null() { T::ZERO } else { *bias.add(plane) });
+            for t in 0..3 {
                 for m in 0..3 {
-                    let value = self.x.at(simd, y, column(m as isize), masks[m]);
-                    T::store::<S>(stage.add((i * 3 + m) * lanes), value);
+                    let at = t as isize * weight_step[0] + m as isize * weight_step[1];
+                    state.weights[t][m] = T::splat(simd, *weight.wrapping_offset(at));
                 }
             }
-            for y in rows.clone().step_by(PAIR) {
-                let first = stage.add((y - rows.start) * 3 * lanes);
-                let met = Met { first, row: 3 * lanes as isize, column: lanes as isize };
-                if y + PAIR <= rows.end {
-                    visitor.tile::<PAIR, 1>(simd, [y, x], columns, met);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn column<S: Simd, const STEP: usize>(
+        &self,
+        simd: S,
+        state: &mut Output<T, S>,
+        Column { y, x, rows, columns, top }: Column<T::Mask<S>>,
+        met: &impl Meets<T, S>,
+    ) {
+        // SAFETY: the caller vouches for what is met, and for rows and columns.
+        unsafe {
+            // Sums that lack the last row, and the last two.
+            let mut next = state.add(simd, 0, (met, met.row(simd, top)), state.bias);
+            let mut after = next;
+            if STEP == 1 {
+                let row = (met, met.row(simd, top + 1));
+                next = state.add(simd, 1, row, next);
+                after = state.add(simd, 0, row, state.bias);
+            }
+            for i in 0..rows {
+                let below = top + (i * STEP) as isize + 2;
+                if STEP == 2 {
+                    next = state.add(simd, 1, (met, met.row(simd, below - 1)), next);
+                }
+                let row = (met, met.row(simd, below));
+                let sum = state.add(simd, 2, row, next);
+                let first = state.add(simd, 0, row, state.bias);
+                (next, after) = match STEP {
+                    1 => (state.add(simd, 1, row, after), first),
+                    _ => (first, after),
+                };
+                let at = (y + i) * self.size[1] + x;
+                // What a narrow plane's register covers of the rows that follow is written after it.
+                if at + T::lanes::<S>() <= state.room {
+                    T::store::<S>(state.out.add(at), sum);
                 } else {
-                    visitor.tile::<1, 1>(simd, [y, x], columns, met);
+                    T::store_first(simd, state.out.add(at), columns, sum);
                 }
             }
         }
     }
-}
 
-/// The forward pass of a 3 x 3 kernel.
-pub(super) struct Output<T: Vector, S: Simd> {
-    pub bias: T::Of<S>,
-    pub out: *mut T,
-    pub width: usize,
-    pub weights: [[T::Of<S>; 3]; 3],
-}
-
-impl<T: Vector, S: Simd> ThreeByThree<T, S> for Output<T, S> {
     #[inline(always)]
-    unsafe fn tile<const R: usize, const STEP: usize>(
-        &mut self,
-        simd: S,
-        [y, x]: [usize; 2],
-        columns: First<T::Mask<S>>,
-        met: Met<T>,
-    ) {
-        let mut acc = [self.bias; R];
-        let to = self.out.wrapping_add(y * self.width + x);
-        // SAFETY: the caller vouches for what is met, and for the columns.
-        unsafe {
-            for i in 0..met_rows(R, STEP) {
-                for m in 0..3 {
-                    let at = i as isize * met.row + m as isize * met.column;
-                    let value = T::load::<S>(met.first.wrapping_offset(at));
-                    for t in 0..3 {
-                        if let Some(r) = row_of::<STEP>(i, t, R) {
-                            acc[r] = T::mul_add(simd, value, self.weights[t][m], acc[r]);
-                        }
-                    }
-                }
-            }
-            for (r, sum) in acc.into_iter().enumerate() {
-                T::store_first(simd, to.wrapping_add(r * self.width), columns, sum);
-            }
-        }
-    }
+    unsafe fn finish<S: Simd>(&self, _: S, _: Output<T, S>) {}
 }
 
-/// The weight gradient of a 3 x 3 kernel: all nine sums together.
+/// All nine sums, and the plane of `dy`.
 pub(super) struct Sums<T: Vector, S: Simd> {
-    pub dy: Plane<T>,
-    pub acc: [[T::Of<S>; 3]; 3],
+    dy: Plane<T>,
+    acc: [[T::Of<S>; 3]; 3],
 }
 
-impl<T: Vector, S: Simd> ThreeByThree<T, S> for Sums<T, S> {
+impl<T: Vector, S: Simd> Sums<T, S> {
+    /// Adds what an input row and the row of `dy` that meets it at kernel row `t` make.
+    ///
+    /// # Safety
+    ///
+    /// What is met can be read.
     #[inline(always)]
-    unsafe fn tile<const R: usize, const STEP: usize>(
+    unsafe fn add<M: Meets<T, S>>(
         &mut self,
         simd: S,
-        [y, x]: [usize; 2],
-        columns: First<T::Mask<S>>,
-        met: Met<T>,
+        t: usize,
+        (met, row): (&M, M::Row),
+        dy: T::Of<S>,
     ) {
-        let (y, x) = (y as isize, x as isize);
-        self.dy.prefetch(y + R as isize, x as usize, R);
-        // SAFETY: the caller vouches for what is met, and for the columns.
+        for m in 0..3 {
+            // SAFETY: the caller vouches for what is met.
+            self.acc[t][m] = T::mul_add(simd, dy, unsafe { met.at(row, m) }, self.acc[t][m]);
+        }
+    }
+}
+
+impl<T: Vector> Pass<T> for RowSums<T> {
+    const REPEATS: bool = false;
+
+    type State<S: Simd> = Sums<T, S>;
+
+    fn tiles(&self) -> Tiles<T> {
+        let RowSums { x, planes, window, dy, .. } = *self;
+        Tiles { x, planes, window, size: [dy.height, dy.width] }
+    }
+
+    #[inline(always)]
+    fn start<S: Simd>(&self, simd: S) -> Sums<T, S> {
+        Sums { dy: self.dy, acc: [[T::splat(simd, T::ZERO); 3]; 3] }
+    }
+
+    #[inline(always)]
+    unsafe fn plane<S: Simd>(&self, _: S, state: &mut Sums<T, S>, plane: usize) {
+        state.dy.first = self.dy.first.wrapping_offset(plane as isize * self.dy_step);
+    }
+
+    #[inline(always)]
+    unsafe fn column<S: Simd, const STEP: usize>(
+        &self,
+        simd: S,
+        state: &mut Sums<T, S>,
+        Column { y, x, rows, columns, top }: Column<T::Mask<S>>,
+        met: &impl Meets<T, S>,
+    ) {
+        let step = self.dy.row;
+        let from = state.dy.first.wrapping_offset(y as isize * step + x as isize);
+        let ahead = rows.clamp(PAIR, BAND) as isize * step;
+        let dy = |i: usize| {
+            let row = from.wrapping_offset(i as isize * step);
+            prefetch(row.wrapping_offset(ahead));
+            // SAFETY: the caller vouches for rows and columns.
+            unsafe { T::load_first(simd, row, columns) }
+        };
+        // SAFETY: the caller vouches for what is met.
         unsafe {
-            let mut dy = [T::splat(simd, T::ZERO); R];
-            for r in 0..R {
-                let from = self.dy.first.wrapping_offset((y + r as isize) * self.dy.row + x);
-                dy[r] = T::load_first(simd, from, columns);
+            if STEP == 2 {
+                let mut above = met.row(simd, top);
+                for i in 0..rows {
+                    let (dy, first) = (dy(i), top + (2 * i) as isize);
+                    state.add(simd, 0, (met, above), dy);
+                    state.add(simd, 1, (met, met.row(simd, first + 1)), dy);
+                    above = met.row(simd, first + 2);
+                    state.add(simd, 2, (met, above), dy);
+                }
+                return;
             }
-            for i in 0..met_rows(R, STEP) {
+            // The rows of `dy` that meet an input row, at each kernel row. At the ends some are none, which must not
+            // meet what is not finite.
+            let mut meets = [T::splat(simd, T::ZERO); 3];
+            for i in 0..rows + 2 {
+                meets = [if i < rows { dy(i) } else { meets[0] }, meets[0], meets[1]];
+                let row = met.row(simd, top + i as isize);
+                let inner = (2..rows).contains(&i);
                 for m in 0..3 {
-                    let at = i as isize * met.row + m as isize * met.column;
-                    let value = T::load::<S>(met.first.wrapping_offset(at));
+                    let value = met.at(row, m);
                     for t in 0..3 {
-                        if let Some(r) = row_of::<STEP>(i, t, R) {
-                            self.acc[t][m] = T::mul_add(simd, dy[r], value, self.acc[t][m]);
+                        if inner || i >= t && i - t < rows {
+                            state.acc[t][m] = T::mul_add(simd, meets[t], value, state.acc[t][m]);
                         }
                     }
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, simd: S, state: Sums<T, S>) {
+        let [[a, b, c], [d, e, f], [g, h, i]] = state.acc;
+        // SAFETY: the caller vouches for the sums.
+        unsafe { T::add_sums(simd, self.sums, [a, b, c, d, e, f, g, h, i]) };
     }
 }

@@ -9,6 +9,7 @@
 //!         micro-kernel: all kernel elements x whole registers
 //! ```
 
+use super::Sets;
 use crate::kernel::{
     Kernel, Onto, OutRun, Pack, Plane, Scatter, Staged, StagedSums, StagedTap, Vector,
     inside_columns,
@@ -198,9 +199,6 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
     memory + taps
 }
 
-/// Tasks of each thread that keep them busy evenly.
-const TASKS_WANTED: usize = 8;
-
 /// Computes the outputs of all jobs.
 ///
 /// # Safety
@@ -213,15 +211,12 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let Some((first, _)) = jobs.first() else { return };
-    let (channels, images) = (first.groups, first.batch);
-    let most = (channels * images).div_ceil(threads * TASKS_WANTED);
-    let together = together(jobs).min(most).max(1);
-    // Channels of one image: they are one distance apart.
-    let sets = channels.div_ceil(together);
+    let sets = Sets::new(first.batch, first.groups, together(jobs), threads);
+    let together = sets.most();
     let memory_of = |(c, stage): &Job| together * stage.len + stage.aside_len(c);
     let len = jobs.iter().map(memory_of).max().unwrap_or(0);
     let all_taps = all_taps(jobs);
-    for_each_worker(threads, images * sets, |numbers| {
+    for_each_worker(threads, sets.tasks(), |numbers| {
         let memory = Workspace::<T>::new(len);
         let mut taps = Vec::with_capacity(all_taps * together);
         let mut weights = Vec::with_capacity(all_taps);
@@ -233,8 +228,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
             taps.extend_from_within(..taps_len);
         }
         for number in numbers {
-            let (image, set) = (number / sets, number % sets);
-            let planes = set * channels / sets..(set + 1) * channels / sets;
+            let (image, planes) = sets.planes(number);
             for (plane, taps) in planes.clone().zip(taps.chunks_mut(taps_len.max(1))) {
                 let weight =
                     operands.weight.wrapping_offset(plane as isize * operands.weight_strides[0]);
