@@ -29,6 +29,7 @@ pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{
     Plane, Planes, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Window,
+    serves as rows_serve, spread_serves,
 };
 pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};

@@ -5,13 +5,14 @@
 //! the edges, or a stride apart, staged a register at a time; `staged` are the others, for which all rows are copied
 //! first.
 
+mod in_place;
 mod spread;
 mod staged;
-mod three_by_three;
 
 use super::simd::{Isa, Vector};
+pub(crate) use in_place::serves;
 use pulp::{Simd, WithSimd};
-pub(crate) use spread::{Spread, spread};
+pub(crate) use spread::{Spread, serves as spread_serves, spread};
 pub(crate) use staged::{Staged, StagedSums, StagedTap, staged, staged_sums};
 
 /// One plane of the input of a depthwise correlation.
@@ -27,9 +28,11 @@ pub(crate) struct Plane<T> {
     pub width: usize,
 }
 
-/// Which input the taps of a 3 x 3 kernel meet.
+/// Which input the taps of a square kernel meet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
+    /// Its rows and columns.
+    pub kernel: usize,
     /// Input rows and columns from an output to the next: 1 or 2.
     pub stride: usize,
     /// Input row and column that the first tap of output (0, 0) meets.
@@ -53,7 +56,7 @@ impl Planes {
     }
 }
 
-/// The forward pass of some planes, for a kernel of 3 x 3.
+/// The forward pass of some planes, for a kernel of 3 x 3, 5 x 5 or 7 x 7.
 pub(crate) struct Rows<T> {
     /// The first plane of the input.
     pub x: Plane<T>,
@@ -75,7 +78,7 @@ pub(crate) struct Rows<T> {
     pub size: [usize; 2],
 }
 
-/// The weight gradient of some planes of one channel, added to what is there.
+/// The weight gradient of some planes of one channel, for a kernel of 3 x 3, added to what is there.
 pub(crate) struct RowSums<T> {
     /// The first plane of the input.
     pub x: Plane<T>,
@@ -147,7 +150,14 @@ impl<T: Vector> WithSimd for PlaneSum<'_, T> {
 /// The CPU has `I`. Planes of the input, weights and biases can be read, the output can be written.
 pub(crate) unsafe fn rows<T: Vector, I: Isa>(rows: &Rows<T>) {
     // SAFETY: the same contract.
-    unsafe { three_by_three::run::<T, I, _>(rows) };
+    unsafe {
+        match rows.window.kernel {
+            3 => in_place::run::<T, I, 3>(rows),
+            5 => in_place::run::<T, I, 5>(rows),
+            7 => in_place::run::<T, I, 7>(rows),
+            kernel => unreachable!("no plane of a {kernel} x {kernel} kernel is read in place"),
+        }
+    }
 }
 
 /// Adds the weight gradient of some planes.
@@ -157,7 +167,7 @@ pub(crate) unsafe fn rows<T: Vector, I: Isa>(rows: &Rows<T>) {
 /// The CPU has `I`. The planes can be read, and the sums can be read and written.
 pub(crate) unsafe fn row_sums<T: Vector, I: Isa>(sums: &RowSums<T>) {
     // SAFETY: the same contract.
-    unsafe { three_by_three::run::<T, I, _>(sums) };
+    unsafe { in_place::run::<T, I, 3>(sums) };
 }
 
 /// The sum of one plane.

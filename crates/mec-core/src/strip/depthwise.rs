@@ -1,20 +1,30 @@
-//! Depthwise convolution: planes are independent. Those of a 3 x 3 kernel at stride 1 or 2 are read where they lie and
-//! need no workspace; `stage` takes the others.
+//! Depthwise convolution: planes are independent. Those of the usual kernels at stride 1 or 2 are read where they lie
+//! and need no workspace; `stage` takes the others.
 
 pub(crate) mod stage;
 
 use super::engine::Operands;
 use super::weight_gradient::Operands as GradientOperands;
 use super::workers::for_each_worker;
-use crate::Geometry;
-use crate::kernel::{Kernel, Plane, Planes, RowSums, Rows, Spread, Vector, Window};
+use crate::kernel::{
+    Kernel, Plane, Planes, RowSums, Rows, Spread, Vector, Window, rows_serve, spread_serves,
+};
+use crate::{Geometry, Pass};
 use std::ops::Range;
 
-/// Whether the planes of a depthwise convolution are read where they lie.
-pub(crate) fn in_place(g: &Geometry) -> bool {
-    let axes = [&g.height, &g.width];
-    let all = |stride| axes.iter().all(|axis| axis.stride == stride);
-    axes.iter().all(|axis| axis.kernel == 3 && axis.dilation == 1) && (all(1) || all(2))
+/// Whether `pass` of a depthwise convolution reads its planes where they lie.
+pub(crate) fn in_place<T>(g: &Geometry, pass: Pass) -> bool {
+    let [h, w] = [&g.height, &g.width];
+    let square = h.kernel == w.kernel && h.stride == w.stride;
+    if !square || [h.dilation, w.dilation] != [1, 1] || !matches!(h.stride, 1 | 2) {
+        return false;
+    }
+    match pass {
+        Pass::Forward => rows_serve::<T>(h.kernel, h.output * w.output),
+        Pass::InputGradient if h.stride == 1 => rows_serve::<T>(h.kernel, h.input * w.input),
+        Pass::InputGradient => spread_serves(h.kernel, [h.pad_before, w.pad_before]),
+        _ => h.kernel == 3,
+    }
 }
 
 /// The channels of a batch in sets, each one task's: planes of one image are one distance apart.
@@ -54,6 +64,7 @@ impl Sets {
 /// The window of the forward pass.
 fn forward_window(g: &Geometry) -> Window {
     Window {
+        kernel: g.width.kernel,
         stride: g.width.stride,
         base: [-(g.height.pad_before as isize), -(g.width.pad_before as isize)],
     }
@@ -100,6 +111,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
                     kernel.spread(&Spread {
                         dy: x,
                         planes,
+                        kernel: g.width.kernel,
                         weight,
                         weight_step: [row, column],
                         weight_plane: group,

@@ -133,7 +133,7 @@ impl Work {
     ) -> Result<Self, Error> {
         let threads = rayon::current_num_threads();
         let planes = g.is_depthwise() && layout.columns_join;
-        if pass == Pass::BiasGradient || planes && depthwise::in_place(g) {
+        if pass == Pass::BiasGradient || planes && depthwise::in_place::<T>(g, pass) {
             return Ok(Self { method: Method::Planes, threads, workspace_bytes: 0 });
         }
         let forward = || Correlation::forward(g, layout.rows_join, kernel.lanes);

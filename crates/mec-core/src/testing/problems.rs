@@ -202,6 +202,31 @@ fn groups() -> Vec<Problem> {
         problem("depthwise, 5x5, several planes together", [2, 21, 8, 7], [21, 1, 5, 5])
             .groups(21)
             .same(2),
+        problem("depthwise, 5x5, a large plane", [1, 2, 50, 41], [2, 1, 5, 5]).groups(2).same(2),
+        problem("depthwise, 5x5, dilated, several planes together", [2, 21, 10, 9], [21, 1, 5, 5])
+            .groups(21)
+            .same(4)
+            .dilate(2, 2),
+        problem("depthwise, 5x5, stride 2, padded by 1, odd columns", [2, 3, 14, 37], [3, 1, 5, 5])
+            .groups(3)
+            .same(1)
+            .stride(2, 2),
+        problem("depthwise, 5x5, stride 2, padded by 1 and 2", [2, 3, 13, 22], [3, 1, 5, 5])
+            .groups(3)
+            .pad((1, 2), (2, 1))
+            .stride(2, 2),
+        problem("depthwise, 5x5, stride 2, a large plane", [1, 2, 90, 95], [2, 1, 5, 5])
+            .groups(2)
+            .same(2)
+            .stride(2, 2),
+        problem("depthwise, 7x7", [2, 11, 9, 20], [11, 1, 7, 7]).groups(11).same(3),
+        problem("depthwise, 7x7, stride 2", [2, 5, 15, 18], [5, 1, 7, 7])
+            .groups(5)
+            .same(3)
+            .stride(2, 2),
+        problem("depthwise, stride 2, no padding, small planes", [3, 40, 7, 14], [40, 1, 3, 3])
+            .groups(40)
+            .stride(2, 2),
         problem("depthwise, stride 2, pieces of rows", [1, 2, 5, 4300], [2, 1, 3, 3])
             .groups(2)
             .same(1)

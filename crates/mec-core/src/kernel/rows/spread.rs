@@ -1,24 +1,26 @@
-//! The input gradient of a 3 x 3 kernel at stride 2: each of its rows and columns meets one kernel element or two,
-//! by turns, and a register of `dy` serves two rows of two registers.
+//! The input gradient of a kernel at stride 2: its rows and columns meet the kernel's even elements and its odd ones by
+//! turns, and a register of `dy` serves two rows of two registers.
 
 use super::{Plane, Planes};
 use crate::kernel::simd::{First, Isa, MAX_LANES, Vector};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// The input gradient of some planes, for a kernel of 3 x 3 at stride 2.
+/// The input gradient of some planes, for a square kernel at stride 2.
 pub(crate) struct Spread<T> {
     /// Gradient of the output, of the first plane.
     pub dy: Plane<T>,
     /// All planes of it.
     pub planes: Planes,
+    /// Rows and columns of the kernel.
+    pub kernel: usize,
     /// Weight of kernel element (0, 0) of the first plane.
     pub weight: *const T,
     /// Elements from a kernel row's weights to the next's, and from a column's.
     pub weight_step: [isize; 2],
     /// Elements from a plane's weights to the next's.
     pub weight_plane: isize,
-    /// Rows and columns of padding before the input.
+    /// Rows and columns of padding before the input, both even or both odd.
     pub pad: [usize; 2],
     /// Gradient of the input, row-major, one plane behind the other.
     pub out: *mut T,
@@ -34,16 +36,8 @@ const BAND: usize = 4;
 /// took 0.8 of the time.
 const SMALL: usize = 32 << 10;
 
-/// Along one axis, position `i` of the input meets kernel element 1 at `dy`'s `(i + pad - 1) / 2` or, where that is
-/// no number, 0 and 2 at `(i + pad) / 2` and the one before. Positions `2 n` and `2 n + 1` therefore meet two that
-/// follow each other: the first of them, and whether the position with one kernel element comes first.
-fn met(pad: usize, n: usize) -> (isize, bool) {
-    let odd = pad % 2 == 1;
-    ((n + pad / 2) as isize - isize::from(!odd), odd)
-}
-
 /// Where a register's pairs of columns lie.
-struct Columns<T: Vector, S: Simd> {
+struct Columns<T: Vector, S: Simd, const H: usize> {
     /// The first column of the output.
     first: usize,
     /// How many.
@@ -52,21 +46,29 @@ struct Columns<T: Vector, S: Simd> {
     halves: [First<T::Mask<S>>; 2],
     /// The first column of `dy`.
     left: isize,
-    /// What of a register there, and one column on, lies inside `dy`.
-    masks: [T::Mask<S>; 2],
-    /// Whether the first column of a pair is the one with one kernel column.
-    single_first: bool,
+    /// What of a register there, and from each of the columns that follow it, lies inside `dy`.
+    masks: [T::Mask<S>; H],
 }
 
-impl<T: Vector> WithSimd for &Spread<T> {
+/// A kernel of `K` x `K`, of whose rows and columns `H` are even, behind an odd or an even padding.
+///
+/// Along one axis, position `i` of the input meets the even kernel elements or the odd ones, as `i + pad` is even or
+/// odd: `2 j` or `2 j + 1` at `dy`'s `(i + pad) / 2 - j`. Positions `2 n` and `2 n + 1` together meet `H` that follow each
+/// other. The even elements meet all of them; the odd ones the last `H - 1`, or behind an odd padding, where the odd
+/// position comes first, the first `H - 1`.
+struct Kernel<'a, T, const K: usize, const H: usize, const ODD: bool>(&'a Spread<T>);
+
+impl<T: Vector, const K: usize, const H: usize, const ODD: bool> WithSimd
+    for Kernel<'_, T, K, H, ODD>
+{
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let lanes = T::lanes::<S>();
-        let [height, width] = self.size;
+        let [height, width] = self.0.size;
         let (all_rows, pairs) = (height.div_ceil(2), width.div_ceil(2));
-        let planes = 0..self.planes.count;
+        let planes = 0..self.0.planes.count;
         // SAFETY: `spread`'s contract covers the weights, the planes and the output.
         unsafe {
             if height * width * size_of::<T>() <= SMALL {
@@ -93,19 +95,39 @@ impl<T: Vector> WithSimd for &Spread<T> {
     }
 }
 
-impl<T: Vector> Spread<T> {
+impl<T: Vector, const K: usize, const H: usize, const ODD: bool> Kernel<'_, T, K, H, ODD> {
+    /// The first position of `dy` that pair `n` meets.
+    #[inline(always)]
+    fn met(pad: usize, n: usize) -> isize {
+        const { assert!(H == K.div_ceil(2) && K % 2 == 1) };
+        (n + pad / 2 + usize::from(ODD)) as isize - (H as isize - 1)
+    }
+
+    /// Whether the even kernel elements (`odd` is 0), or the odd ones (1), meet the `i`-th of those positions.
+    #[inline(always)]
+    const fn meets(i: usize, odd: usize) -> bool {
+        odd == 0 || if ODD { i + 1 < H } else { i > 0 }
+    }
+
+    /// The one that does.
+    #[inline(always)]
+    const fn element(i: usize, odd: usize) -> usize {
+        2 * (H - 1 - i) + odd - if ODD { 2 * odd } else { 0 }
+    }
+
     /// The weights of a plane, in every lane.
     ///
     /// # Safety
     ///
     /// As [`spread`].
     #[inline(always)]
-    unsafe fn weights<S: Simd>(&self, simd: S, plane: usize) -> [[T::Of<S>; 3]; 3] {
-        let weight = self.weight.wrapping_offset(plane as isize * self.weight_plane);
-        let mut weights = [[T::splat(simd, T::ZERO); 3]; 3];
-        for y in 0..3 {
-            for x in 0..3 {
-                let at = y as isize * self.weight_step[0] + x as isize * self.weight_step[1];
+    unsafe fn weights<S: Simd>(&self, simd: S, plane: usize) -> [[T::Of<S>; K]; K] {
+        let Spread { weight, weight_step, weight_plane, .. } = *self.0;
+        let weight = weight.wrapping_offset(plane as isize * weight_plane);
+        let mut weights = [[T::splat(simd, T::ZERO); K]; K];
+        for y in 0..K {
+            for x in 0..K {
+                let at = y as isize * weight_step[0] + x as isize * weight_step[1];
                 // SAFETY: the caller vouches for the weights.
                 weights[y][x] = T::splat(simd, unsafe { *weight.wrapping_offset(at) });
             }
@@ -115,20 +137,23 @@ impl<T: Vector> Spread<T> {
 
     /// The register of pairs from `first` on. The last one covers some columns once more, if they are pairs.
     #[inline(always)]
-    fn columns<S: Simd>(&self, simd: S, first: usize) -> Columns<T, S> {
-        let (lanes, width) = (T::lanes::<S>(), self.size[1]);
+    fn columns<S: Simd>(&self, simd: S, first: usize) -> Columns<T, S, H> {
+        let (lanes, width) = (T::lanes::<S>(), self.0.size[1]);
         let pairs = width.div_ceil(2);
         let whole = pairs >= lanes && width.is_multiple_of(2);
         let first = if whole { first.min(pairs - lanes) } else { first };
-        let (left, single_first) = met(self.pad[1], first);
+        let left = Self::met(self.0.pad[1], first);
         let count = (width - 2 * first).min(2 * lanes);
+        let mut masks = [self.0.dy.mask(simd, left, lanes); H];
+        for i in 1..H {
+            masks[i] = self.0.dy.mask(simd, left + i as isize, lanes);
+        }
         Columns {
             first: 2 * first,
             count,
             halves: [T::first(simd, count.min(lanes)), T::first(simd, count.saturating_sub(lanes))],
             left,
-            masks: [self.dy.mask(simd, left, lanes), self.dy.mask(simd, left + 1, lanes)],
-            single_first,
+            masks,
         }
     }
 
@@ -142,52 +167,47 @@ impl<T: Vector> Spread<T> {
         &self,
         simd: S,
         plane: usize,
-        w: &[[T::Of<S>; 3]; 3],
+        weights: &[[T::Of<S>; K]; K],
         rows: Range<usize>,
-        columns: &Columns<T, S>,
+        columns: &Columns<T, S, H>,
     ) {
-        let (lanes, [height, width]) = (T::lanes::<S>(), self.size);
-        let &Columns { first, count, halves, left, masks, single_first } = columns;
-        let dy = self.planes.plane(&self.dy, plane);
-        let out = self.out.wrapping_add(plane * height * width + first);
+        let Spread { dy, planes, pad, out, size: [height, width], .. } = *self.0;
+        let lanes = T::lanes::<S>();
+        let dy = planes.plane(&dy, plane);
+        let out = out.wrapping_add(plane * height * width + columns.first);
         // What a narrow plane's register covers of the rows that follow is written after it.
-        let room =
-            if width <= 2 * lanes { (self.planes.count - plane) * height * width } else { 0 };
-        // SAFETY: the masks cover what lies inside `dy`, and what is written lies inside the output.
-        unsafe {
-            for n in rows {
-                let (top, single_row_first) = met(self.pad[0], n);
-                let a0 = dy.at(simd, top, left, masks[0]);
-                let a1 = dy.at(simd, top, left + 1, masks[1]);
-                let b0 = dy.at(simd, top + 1, left, masks[0]);
-                let b1 = dy.at(simd, top + 1, left + 1, masks[1]);
-                // Where one kernel column, or row, is met, it is at the one of both that lies at the position.
-                let (a, b) = if single_first { (a0, b0) } else { (a1, b1) };
-                let (s, s0, s1) = if single_row_first { (a, a0, a1) } else { (b, b0, b1) };
-                let single_row = [
-                    T::product(simd, s, w[1][1]),
-                    T::mul_add(simd, s0, w[1][2], T::product(simd, s1, w[1][0])),
-                ];
-                let below = T::mul_add(simd, b0, w[0][2], T::product(simd, b1, w[0][0]));
-                let above = T::mul_add(simd, a0, w[2][2], T::product(simd, a1, w[2][0]));
-                let double_row = [
-                    T::mul_add(simd, a, w[2][1], T::product(simd, b, w[0][1])),
-                    T::sum(simd, below, above),
-                ];
-                let rows = if single_row_first {
-                    [single_row, double_row]
-                } else {
-                    [double_row, single_row]
-                };
-                for (r, [single, double]) in rows.into_iter().enumerate() {
-                    let y = 2 * n + r;
-                    if y >= height {
-                        continue;
+        let room = if width <= 2 * lanes { (planes.count - plane) * height * width } else { 0 };
+        for n in rows {
+            let top = Self::met(pad[0], n);
+            // At the even row and column of the kernel's elements first.
+            let mut sums = [[T::splat(simd, T::ZERO); 2]; 2];
+            for y in 0..H {
+                for x in 0..H {
+                    let place = columns.left + x as isize;
+                    // SAFETY: the mask covers what lies inside `dy`.
+                    let value = unsafe { dy.at(simd, top + y as isize, place, columns.masks[x]) };
+                    for row in 0..2 {
+                        for column in 0..2 {
+                            if Self::meets(y, row) && Self::meets(x, column) {
+                                let weight =
+                                    weights[Self::element(y, row)][Self::element(x, column)];
+                                sums[row][column] =
+                                    T::mul_add(simd, value, weight, sums[row][column]);
+                            }
+                        }
                     }
-                    let (one, other) =
-                        if single_first { (single, double) } else { (double, single) };
-                    let to = out.wrapping_add(y * width);
-                    if count == 2 * lanes || y * width + 2 * lanes <= room {
+                }
+            }
+            for r in 0..2 {
+                let (y, row) = (2 * n + r, r ^ usize::from(ODD));
+                if y >= height {
+                    continue;
+                }
+                let (one, other) = (sums[row][usize::from(ODD)], sums[row][usize::from(!ODD)]);
+                let to = out.wrapping_add(y * width);
+                // SAFETY: what is written lies inside the output.
+                unsafe {
+                    if columns.count == 2 * lanes || y * width + 2 * lanes <= room {
                         T::store_in_turns::<S>(to, one, other);
                         continue;
                     }
@@ -195,7 +215,8 @@ impl<T: Vector> Spread<T> {
                     T::store_in_turns::<S>(turns.as_mut_ptr(), one, other);
                     for half in 0..2 {
                         let value = T::load::<S>(turns.as_ptr().add(half * lanes));
-                        T::store_first(simd, to.wrapping_add(half * lanes), halves[half], value);
+                        let to = to.wrapping_add(half * lanes);
+                        T::store_first(simd, to, columns.halves[half], value);
                     }
                 }
             }
@@ -203,12 +224,25 @@ impl<T: Vector> Spread<T> {
     }
 }
 
+/// Whether [`spread`] serves a kernel of `kernel` x `kernel` behind a padding.
+pub(crate) fn serves(kernel: usize, pad: [usize; 2]) -> bool {
+    matches!(kernel, 3 | 5) && pad[0] % 2 == pad[1] % 2
+}
+
 /// Computes some planes.
 ///
 /// # Safety
 ///
-/// The CPU has `I`. The planes of `dy` and the weights can be read, the output can be written.
+/// The CPU has `I`, and it is a case that [`serves`] names. The planes of `dy` and the weights can be read, the output
+/// can be written.
 pub(crate) unsafe fn spread<T: Vector, I: Isa>(spread: &Spread<T>) {
     // SAFETY: the caller vouches for the CPU.
-    unsafe { I::token() }.vectorize(spread);
+    let simd = unsafe { I::token() };
+    match (spread.kernel, spread.pad[0] % 2 == 1) {
+        (3, false) => simd.vectorize(Kernel::<T, 3, 2, false>(spread)),
+        (3, true) => simd.vectorize(Kernel::<T, 3, 2, true>(spread)),
+        (5, false) => simd.vectorize(Kernel::<T, 5, 3, false>(spread)),
+        (5, true) => simd.vectorize(Kernel::<T, 5, 3, true>(spread)),
+        (kernel, _) => unreachable!("no plane of a {kernel} x {kernel} kernel is spread"),
+    }
 }

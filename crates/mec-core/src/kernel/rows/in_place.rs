@@ -1,5 +1,5 @@
-//! Kernels of 3 x 3 without dilation: the weights, or their gradients, stay in registers, and so does what a
-//! row of the input adds to the outputs around it.
+//! Kernels of 3 x 3 to 7 x 7 without dilation, over planes that are read where they lie: what a row of the input adds
+//! to the outputs around it stays in registers, and so do a small kernel's weights, or their gradients.
 
 use super::{Plane, Planes, RowSums, Rows, Window};
 use crate::kernel::simd::{First, Isa, Vector};
@@ -15,12 +15,19 @@ const PAIR: usize = 2;
 /// the first-level cache, and their masks are found once for all of them.
 const BAND: usize = 16;
 
-/// Bytes of a plane that is taken by whole columns: masks are found once, and each row is read once for all outputs
-/// that meet it. 28 x 28 took 0.6 of the time of tiles, 56 x 56 1.6 (Zen 3): memory is not met in order.
+/// Bytes of an output plane that is taken by whole columns: masks are found once, and each row is read once for all
+/// outputs that meet it. 28 x 28 took 0.6 of the time of tiles, 56 x 56 1.6 (Zen 3): memory is not met in order.
 const SMALL: usize = 6 << 10;
 
-/// A pass over the outputs of a 3 x 3 kernel.
-pub(super) trait Pass<T: Vector> {
+/// Whether planes of `outputs` elements are read in place for a kernel of `kernel` x `kernel`. The weights of the larger
+/// ones are read from memory for each register: only for small planes is that sooner than to copy them first (5 x 5 on
+/// 14 x 14 0.5 to 0.75 of the time, on 28 x 28 0.8 to 0.95, 7 x 7 on 56 x 56 1.8).
+pub(crate) fn serves<T>(kernel: usize, outputs: usize) -> bool {
+    kernel == 3 || matches!(kernel, 5 | 7) && outputs * size_of::<T>() <= SMALL
+}
+
+/// A pass over the outputs of a kernel of `K` x `K`.
+pub(super) trait Pass<T: Vector, const K: usize> {
     /// Whether a register may cover columns that another one has taken.
     const REPEATS: bool;
 
@@ -73,7 +80,10 @@ pub(super) struct Column<M> {
     top: isize,
 }
 
-/// What a register's columns of the output meet at the three taps of a kernel row.
+/// Pairs of taps of the widest kernel's row.
+const PAIRS: usize = 4;
+
+/// What a register's columns of the output meet at the taps of a kernel row.
 pub(super) trait Meets<T: Vector, S: Simd> {
     /// A row of the input.
     type Row: Copy;
@@ -117,26 +127,28 @@ impl<T: Vector, S: Simd> Meets<T, S> for Inside<T> {
 }
 
 /// Registers of which some lanes meet nothing.
-struct Edge<T: Vector, S: Simd> {
+struct Edge<T: Vector, S: Simd, const K: usize> {
     x: Plane<T>,
     /// The column that the first tap meets.
     left: isize,
-    masks: [T::Mask<S>; 3],
+    masks: [T::Mask<S>; K],
 }
 
-impl<T: Vector, S: Simd> Meets<T, S> for Edge<T, S> {
-    type Row = [T::Of<S>; 3];
+impl<T: Vector, S: Simd, const K: usize> Meets<T, S> for Edge<T, S, K> {
+    type Row = [T::Of<S>; K];
 
     #[inline(always)]
-    unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; 3] {
+    unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; K] {
         self.x.prefetch(y + BAND as isize, self.left);
-        let Some(row) = self.x.row(y) else { return [T::splat(simd, T::ZERO); 3] };
-        let at = |m: usize| {
-            let from = row.wrapping_offset(self.left + m as isize);
-            // SAFETY: the masks cover what lies inside a row.
-            unsafe { T::load_masked(simd, from, self.masks[m]) }
-        };
-        [at(0), at(1), at(2)]
+        let mut met = [T::splat(simd, T::ZERO); K];
+        if let Some(row) = self.x.row(y) {
+            for m in 0..K {
+                let from = row.wrapping_offset(self.left + m as isize);
+                // SAFETY: the masks cover what lies inside a row.
+                met[m] = unsafe { T::load_masked(simd, from, self.masks[m]) };
+            }
+        }
+        met
     }
 
     #[inline(always)]
@@ -146,28 +158,38 @@ impl<T: Vector, S: Simd> Meets<T, S> for Edge<T, S> {
 }
 
 /// Registers of every second column.
-struct Apart<T: Vector, S: Simd> {
+struct Apart<T: Vector, S: Simd, const K: usize> {
     x: Plane<T>,
-    /// Two registers of columns from the first tap's on, and two from the last one's.
-    places: [[isize; 2]; 2],
-    masks: [[T::Mask<S>; 2]; 2],
+    /// The column that the first tap meets.
+    left: isize,
+    /// Of two registers of columns for each two taps.
+    masks: [[T::Mask<S>; 2]; PAIRS],
 }
 
-impl<T: Vector, S: Simd> Meets<T, S> for Apart<T, S> {
-    type Row = [T::Of<S>; 3];
+impl<T: Vector, S: Simd, const K: usize> Meets<T, S> for Apart<T, S, K> {
+    type Row = [T::Of<S>; K];
 
     #[inline(always)]
-    unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; 3] {
-        self.x.prefetch(y + BAND as isize, self.places[0][0]);
-        let Some(row) = self.x.row(y) else { return [T::splat(simd, T::ZERO); 3] };
-        let at = |tap: usize, half: usize| {
-            let from = row.wrapping_offset(self.places[tap][half]);
-            // SAFETY: the masks cover what lies inside a row.
-            unsafe { T::load_masked(simd, from, self.masks[tap][half]) }
-        };
-        let [first, second] = T::apart::<S>([at(0, 0), at(0, 1)]);
-        let [third, _] = T::apart::<S>([at(1, 0), at(1, 1)]);
-        [first, second, third]
+    unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; K] {
+        self.x.prefetch(y + BAND as isize, self.left);
+        let mut met = [T::splat(simd, T::ZERO); K];
+        if let Some(row) = self.x.row(y) {
+            for m in (0..K).step_by(2) {
+                let at = |half: usize| {
+                    let place = self.left + (m + half * T::lanes::<S>()) as isize;
+                    // SAFETY: the masks cover what lies inside a row.
+                    unsafe {
+                        T::load_masked(simd, row.wrapping_offset(place), self.masks[m / 2][half])
+                    }
+                };
+                let [even, odd] = T::apart::<S>([at(0), at(1)]);
+                met[m] = even;
+                if m + 1 < K {
+                    met[m + 1] = odd;
+                }
+            }
+        }
+        met
     }
 
     #[inline(always)]
@@ -192,7 +214,7 @@ impl<T: Vector> Plane<T> {
     }
 }
 
-/// The outputs of a 3 x 3 kernel.
+/// The outputs of a kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles<T> {
     /// The first plane of the input.
@@ -205,10 +227,10 @@ pub(super) struct Tiles<T> {
 
 impl<T: Vector> Tiles<T> {
     /// The columns whose registers are whole and meet the input's rows inside.
-    fn inner(&self, lanes: usize) -> Range<usize> {
+    fn inner(&self, kernel: usize, lanes: usize) -> Range<usize> {
         let base = self.window.base[1];
         let first = base.min(0).unsigned_abs().next_multiple_of(lanes);
-        let end = self.x.width as isize - (base + 2).max(0);
+        let end = self.x.width as isize - (base + kernel as isize - 1).max(0);
         let registers = end.clamp(0, self.size[1] as isize) as usize / lanes;
         first..(registers * lanes).max(first)
     }
@@ -219,22 +241,27 @@ impl<T: Vector> Tiles<T> {
 /// # Safety
 ///
 /// The CPU has `I`. The pass's input can be read, and its weights or gradients, and what it makes can be written.
-pub(super) unsafe fn run<T: Vector, I: Isa, P: Pass<T>>(pass: &P) {
+pub(super) unsafe fn run<T: Vector, I: Isa, const K: usize>(pass: &impl Pass<T, K>) {
     // SAFETY: the caller vouches for the CPU.
     let simd = unsafe { I::token() };
     let lanes = T::lanes::<I::Token>();
     let tiles = pass.tiles();
     let [height, width] = tiles.size;
     let small = height * width * size_of::<T>() <= SMALL;
-    let inner = if small || tiles.window.stride == 2 { 0..0 } else { tiles.inner(lanes) };
+    let inner = if small || tiles.window.stride == 2 { 0..0 } else { tiles.inner(K, lanes) };
     let band = if small { height.max(1) } else { BAND };
     for first in (0..height).step_by(band) {
         let rows = first..(first + band).min(height);
         if !inner.is_empty() {
-            simd.vectorize(Inner { pass, tiles, rows: rows.clone(), columns: inner.clone() });
+            simd.vectorize(Inner::<_, _, K> {
+                pass,
+                tiles,
+                rows: rows.clone(),
+                columns: inner.clone(),
+            });
         }
         if inner.len() < width {
-            simd.vectorize(Outer { pass, tiles, rows, inner: inner.clone() });
+            simd.vectorize(Outer::<_, _, K> { pass, tiles, rows, inner: inner.clone() });
         }
     }
 }
@@ -243,14 +270,14 @@ pub(super) unsafe fn run<T: Vector, I: Isa, P: Pass<T>>(pass: &P) {
 ///
 /// It is a function of its own, as [`Inner`] is: in one with the others nine sums had no room in the registers (1.2
 /// times as long).
-struct Outer<'a, T, P> {
+struct Outer<'a, T, P, const K: usize> {
     pass: &'a P,
     tiles: Tiles<T>,
     rows: Range<usize>,
     inner: Range<usize>,
 }
 
-impl<T: Vector, P: Pass<T>> WithSimd for Outer<'_, T, P> {
+impl<T: Vector, P: Pass<T, K>, const K: usize> WithSimd for Outer<'_, T, P, K> {
     type Output = ();
 
     #[inline(always)]
@@ -279,14 +306,14 @@ impl<T: Vector, P: Pass<T>> WithSimd for Outer<'_, T, P> {
 }
 
 /// The inner columns of some rows of all planes, along the rows, so that memory is met in order.
-struct Inner<'a, T, P> {
+struct Inner<'a, T, P, const K: usize> {
     pass: &'a P,
     tiles: Tiles<T>,
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
-impl<T: Vector, P: Pass<T>> WithSimd for Inner<'_, T, P> {
+impl<T: Vector, P: Pass<T, K>, const K: usize> WithSimd for Inner<'_, T, P, K> {
     type Output = ();
 
     #[inline(always)]
@@ -301,7 +328,7 @@ impl<T: Vector, P: Pass<T>> WithSimd for Inner<'_, T, P> {
             unsafe { pass.plane(simd, &mut state, plane) };
             for y in rows.clone().step_by(PAIR) {
                 let top = y as isize + base[0];
-                let below = top + PAIR as isize + 2;
+                let below = top + (PAIR + K) as isize - 1;
                 let inside = y + PAIR <= rows.end && top >= 0 && below <= input.height as isize;
                 for x in columns.clone().step_by(lanes) {
                     let left = x as isize + base[1];
@@ -333,7 +360,7 @@ impl<T: Vector, P: Pass<T>> WithSimd for Inner<'_, T, P> {
 ///
 /// As [`run`].
 #[inline(always)]
-unsafe fn edge<T: Vector, S: Simd, P: Pass<T>>(
+unsafe fn edge<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
     simd: S,
     pass: &P,
     state: &mut P::State<S>,
@@ -346,12 +373,14 @@ unsafe fn edge<T: Vector, S: Simd, P: Pass<T>>(
     let count = (tiles.size[1] - x).min(T::lanes::<S>());
     let left = x as isize + base[1];
     // Lanes without an output must not bring in what is not finite.
-    let mask = |m: isize| tiles.x.mask(simd, left + m, count);
-    let masks = [mask(0), mask(1), mask(2)];
+    let mut masks = [tiles.x.mask(simd, left, count); K];
+    for m in 1..K {
+        masks[m] = tiles.x.mask(simd, left + m as isize, count);
+    }
     let (y, top) = (rows.start, rows.start as isize + base[0]);
     let column = Column { y, x, rows: rows.len(), columns: T::first(simd, count), top };
     for plane in planes {
-        let met = Edge { x: tiles.planes.plane(&tiles.x, plane), left, masks };
+        let met = Edge::<T, S, K> { x: tiles.planes.plane(&tiles.x, plane), left, masks };
         // SAFETY: the masks cover what lies inside a row; the caller vouches for the rest.
         unsafe {
             pass.plane(simd, state, plane);
@@ -366,7 +395,7 @@ unsafe fn edge<T: Vector, S: Simd, P: Pass<T>>(
 ///
 /// As [`run`].
 #[inline(always)]
-unsafe fn apart<T: Vector, S: Simd, P: Pass<T>>(
+unsafe fn apart<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
     simd: S,
     pass: &P,
     state: &mut P::State<S>,
@@ -378,15 +407,18 @@ unsafe fn apart<T: Vector, S: Simd, P: Pass<T>>(
     let (lanes, base) = (T::lanes::<S>(), tiles.window.base);
     let count = (tiles.size[1] - x).min(lanes);
     let left = (2 * x) as isize + base[1];
-    let right = left + lanes as isize;
-    let places = [[left, right], [left + 2, right + 2]];
     let halves = [(2 * count).min(lanes), (2 * count).saturating_sub(lanes)];
-    let mask = |tap: usize, half: usize| tiles.x.mask(simd, places[tap][half], halves[half]);
-    let masks = [[mask(0, 0), mask(0, 1)], [mask(1, 0), mask(1, 1)]];
+    let mut masks = [[tiles.x.mask(simd, left, 0); 2]; PAIRS];
+    for pair in 0..K.div_ceil(2) {
+        for half in 0..2 {
+            let place = left + (2 * pair + half * lanes) as isize;
+            masks[pair][half] = tiles.x.mask(simd, place, halves[half]);
+        }
+    }
     let (y, top) = (rows.start, (2 * rows.start) as isize + base[0]);
     let column = Column { y, x, rows: rows.len(), columns: T::first(simd, count), top };
     for plane in planes {
-        let met = Apart { x: tiles.planes.plane(&tiles.x, plane), places, masks };
+        let met = Apart::<T, S, K> { x: tiles.planes.plane(&tiles.x, plane), left, masks };
         // SAFETY: the masks cover what lies inside a row; the caller vouches for the rest.
         unsafe {
             pass.plane(simd, state, plane);
@@ -396,41 +428,45 @@ unsafe fn apart<T: Vector, S: Simd, P: Pass<T>>(
 }
 
 /// Weights and bias of a plane, in every lane, and where its output lies.
-pub(super) struct Output<T: Vector, S: Simd> {
+pub(super) struct Output<T: Vector, S: Simd, const K: usize> {
     out: *mut T,
     /// Elements of this plane of the output and of those that follow.
     room: usize,
     bias: T::Of<S>,
-    weights: [[T::Of<S>; 3]; 3],
+    weights: [[T::Of<S>; K]; K],
 }
 
-impl<T: Vector, S: Simd> Output<T, S> {
-    /// Adds what kernel row `t` makes of an input row.
+impl<T: Vector, S: Simd, const K: usize> Output<T, S, K> {
+    /// Adds what a row of the input, the one that kernel row `q` of the next output meets, makes of that output and of
+    /// those that follow, `STEP` rows apart.
     ///
     /// # Safety
     ///
     /// What is met can be read.
     #[inline(always)]
-    unsafe fn add<M: Meets<T, S>>(
+    unsafe fn add<M: Meets<T, S>, const STEP: usize>(
         &self,
         simd: S,
-        t: usize,
+        q: usize,
         (met, row): (&M, M::Row),
-        to: T::Of<S>,
-    ) -> T::Of<S> {
-        let mut sum = to;
-        for m in 0..3 {
+        acc: &mut [T::Of<S>; K],
+    ) {
+        for m in 0..K {
             // SAFETY: the caller vouches for what is met.
-            sum = T::mul_add(simd, unsafe { met.at(row, m) }, self.weights[t][m], sum);
+            let value = unsafe { met.at(row, m) };
+            for d in 0..=(K - 1) / STEP {
+                if d * STEP <= q {
+                    acc[d] = T::mul_add(simd, value, self.weights[q - d * STEP][m], acc[d]);
+                }
+            }
         }
-        sum
     }
 }
 
-impl<T: Vector> Pass<T> for Rows<T> {
+impl<T: Vector, const K: usize> Pass<T, K> for Rows<T> {
     const REPEATS: bool = true;
 
-    type State<S: Simd> = Output<T, S>;
+    type State<S: Simd> = Output<T, S, K>;
 
     fn tiles(&self) -> Tiles<T> {
         let Rows { x, planes, window, size, .. } = *self;
@@ -438,13 +474,13 @@ impl<T: Vector> Pass<T> for Rows<T> {
     }
 
     #[inline(always)]
-    fn start<S: Simd>(&self, simd: S) -> Output<T, S> {
+    fn start<S: Simd>(&self, simd: S) -> Output<T, S, K> {
         let zero = T::splat(simd, T::ZERO);
-        Output { out: self.out, room: 0, bias: zero, weights: [[zero; 3]; 3] }
+        Output { out: self.out, room: 0, bias: zero, weights: [[zero; K]; K] }
     }
 
     #[inline(always)]
-    unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Output<T, S>, plane: usize) {
+    unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Output<T, S, K>, plane: usize) {
         let Rows { planes, weight, weight_step, weight_plane, bias, out, size, .. } = *self;
         let weight = weight.wrapping_offset(plane as isize * weight_plane);
         let len = size[0] * size[1];
@@ -453,8 +489,8 @@ impl<T: Vector> Pass<T> for Rows<T> {
         // SAFETY: the caller vouches for the plane, `rows`' contract for its weights and bias.
         unsafe {
             state.bias = T::splat(simd, if bias.is_null() { T::ZERO } else { *bias.add(plane) });
-            for t in 0..3 {
-                for m in 0..3 {
+            for t in 0..K {
+                for m in 0..K {
                     let at = t as isize * weight_step[0] + m as isize * weight_step[1];
                     state.weights[t][m] = T::splat(simd, *weight.wrapping_offset(at));
                 }
@@ -466,32 +502,36 @@ impl<T: Vector> Pass<T> for Rows<T> {
     unsafe fn column<S: Simd, const STEP: usize>(
         &self,
         simd: S,
-        state: &mut Output<T, S>,
+        state: &mut Output<T, S, K>,
         Column { y, x, rows, columns, top }: Column<T::Mask<S>>,
         met: &impl Meets<T, S>,
     ) {
         // SAFETY: the caller vouches for what is met, and for rows and columns.
         unsafe {
-            // Sums that lack the last row, and the last two.
-            let mut next = state.add(simd, 0, (met, met.row(simd, top)), state.bias);
-            let mut after = next;
-            if STEP == 1 {
-                let row = (met, met.row(simd, top + 1));
-                next = state.add(simd, 1, row, next);
-                after = state.add(simd, 0, row, state.bias);
+            // What is there of an output, and of those below it that meet the same rows.
+            let mut acc = [state.bias; K];
+            for q in 0..K - STEP {
+                let row = met.row(simd, top + q as isize);
+                // One after the other, so that the sums stay in registers where this loop is not unrolled.
+                for d in 0..=(K - 1) / STEP {
+                    if d * STEP <= q {
+                        for m in 0..K {
+                            let weight = state.weights[q - d * STEP][m];
+                            acc[d] = T::mul_add(simd, met.at(row, m), weight, acc[d]);
+                        }
+                    }
+                }
             }
             for i in 0..rows {
-                let below = top + (i * STEP) as isize + 2;
-                if STEP == 2 {
-                    next = state.add(simd, 1, (met, met.row(simd, below - 1)), next);
+                for q in K - STEP..K {
+                    let row = met.row(simd, top + (i * STEP + q) as isize);
+                    state.add::<_, STEP>(simd, q, (met, row), &mut acc);
                 }
-                let row = (met, met.row(simd, below));
-                let sum = state.add(simd, 2, row, next);
-                let first = state.add(simd, 0, row, state.bias);
-                (next, after) = match STEP {
-                    1 => (state.add(simd, 1, row, after), first),
-                    _ => (first, after),
-                };
+                let sum = acc[0];
+                for d in 1..K {
+                    acc[d - 1] = acc[d];
+                }
+                acc[(K - 1) / STEP] = state.bias;
                 let at = (y + i) * self.size[1] + x;
                 // What a narrow plane's register covers of the rows that follow is written after it.
                 if at + T::lanes::<S>() <= state.room {
@@ -504,7 +544,7 @@ impl<T: Vector> Pass<T> for Rows<T> {
     }
 
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, _: S, _: Output<T, S>) {}
+    unsafe fn finish<S: Simd>(&self, _: S, _: Output<T, S, K>) {}
 }
 
 /// All nine sums, and the plane of `dy`.
@@ -534,7 +574,7 @@ impl<T: Vector, S: Simd> Sums<T, S> {
     }
 }
 
-impl<T: Vector> Pass<T> for RowSums<T> {
+impl<T: Vector> Pass<T, 3> for RowSums<T> {
     const REPEATS: bool = false;
 
     type State<S: Simd> = Sums<T, S>;
