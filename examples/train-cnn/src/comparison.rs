@@ -26,14 +26,14 @@ pub const EARLY_TOLERANCE: f64 = 1e-4;
 /// Steps in which rounding has had no time to grow.
 pub const EARLY: usize = 3;
 
-/// How far apart the losses of any step may be, relative to their size.
+/// How far apart the mean losses of all steps may be, relative to their size.
 ///
 /// Rounding decides which of two equal values a max-pool takes and on which side of zero a ReLU
 /// falls; where it decides otherwise for one of the two, the curves part for good. Over three seeds
-/// and both backends they stayed within 5e-7 or parted by up to 4.5e-3; with 1500 images of seed 1, after
-/// 3.0e-5 in the first steps, by 3.8e-2. What is wrong shows in the first steps: this is for what does not
-/// train any more.
-pub const TOLERANCE: f64 = 0.1;
+/// and both backends single losses stayed within 5e-7 or parted by up to 4.5e-3; with 1500 images of seed 1, after
+/// 3.0e-5 in the first steps, by 3.8e-2, and their means by 1.7e-5. A gradient that is wrong shows in the first
+/// steps; the mean is for what does not train as fast.
+pub const TOLERANCE: f64 = 2e-2;
 
 /// What one convolution did.
 pub struct Run {
@@ -87,10 +87,17 @@ impl Comparison {
         })
     }
 
-    /// Whether the losses of the first steps are within [`EARLY_TOLERANCE`] of each other, and those
+    /// The difference of the mean losses of all steps, relative to the larger one.
+    pub fn mean_difference(&self) -> f64 {
+        let mean = |run: &Run| run.losses.iter().sum::<f64>() / run.losses.len() as f64;
+        let (a, b) = (mean(&self.mec), mean(&self.burn));
+        (a - b).abs() / a.abs().max(b.abs())
+    }
+
+    /// Whether the losses of the first steps are within [`EARLY_TOLERANCE`] of each other, and the means
     /// of all steps within [`TOLERANCE`].
     pub fn losses_agree(&self) -> bool {
-        self.difference(EARLY) <= EARLY_TOLERANCE && self.difference(STEPS) <= TOLERANCE
+        self.difference(EARLY) <= EARLY_TOLERANCE && self.mean_difference() <= TOLERANCE
     }
 }
 
@@ -165,6 +172,7 @@ mod tests {
     fn the_largest_relative_difference_counts() {
         let comparison = with_losses(&[2.0, 1.0, 0.4], &[2.0, 1.25, 0.5]);
         assert!((comparison.difference(STEPS) - 0.2).abs() < 1e-12);
+        assert!((comparison.mean_difference() - 0.35 / 3.75).abs() < 1e-12);
         assert!(!comparison.losses_agree());
         assert!(with_losses(&[2.0, 1.0], &[2.0, 1.00009]).losses_agree());
         assert!(!with_losses(&[2.0, 1.0], &[2.0, 1.0002]).losses_agree());

@@ -115,9 +115,10 @@ impl Display for Report<'_> {
         writeln!(
             f,
             "The loss curves {verdict}: they differ by at most {:.1e} of the loss in the first {EARLY} steps \
-             (tolerance {EARLY_TOLERANCE:.0e}),\nby {:.1e} in all {STEPS} (tolerance {TOLERANCE:.0e}).",
+             (tolerance {EARLY_TOLERANCE:.0e}),\nby {:.1e} in all {STEPS}; their means by {:.1e} (tolerance {TOLERANCE:.0e}).",
             self.comparison.difference(EARLY),
-            self.comparison.difference(STEPS)
+            self.comparison.difference(STEPS),
+            self.comparison.mean_difference(),
         )
     }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Rows<T> {
     pub weight_plane: isize,
     /// What the sums of each plane start from; null stands for zeros.
     pub bias: *const T,
+    /// Whether one output plane is the sum of what is made of all planes.
+    pub add: bool,
     /// Output, row-major, one plane behind the other.
     pub out: *mut T,
     /// Rows and columns of a plane of the output.
@@ -152,9 +154,9 @@ pub(crate) unsafe fn rows<T: Vector, I: Isa>(rows: &Rows<T>) {
     // SAFETY: the same contract.
     unsafe {
         match rows.window.kernel {
-            3 => in_place::run::<T, I, 3>(rows),
-            5 => in_place::run::<T, I, 5>(rows),
-            7 => in_place::run::<T, I, 7>(rows),
+            3 => in_place::forward::<T, I, 3>(rows),
+            5 => in_place::forward::<T, I, 5>(rows),
+            7 => in_place::forward::<T, I, 7>(rows),
             kernel => unreachable!("no plane of a {kernel} x {kernel} kernel is read in place"),
         }
     }

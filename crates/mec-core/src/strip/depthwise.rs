@@ -27,6 +27,13 @@ pub(crate) fn in_place<T>(g: &Geometry, pass: Pass) -> bool {
     }
 }
 
+/// Whether the input gradient of a layer with one input channel for each group, and several output channels, adds up
+/// planes of `dy` where they lie: a panel of them is read hardly more often than it is written (m1).
+pub(crate) fn adds_in_place<T>(g: &Geometry) -> bool {
+    let several = g.channels_in == g.groups && g.channels_out > g.groups;
+    several && g.height.stride == 1 && in_place::<T>(g, Pass::InputGradient)
+}
+
 /// The channels of a batch in sets, each one task's: planes of one image are one distance apart.
 struct Sets {
     images: usize,
@@ -37,6 +44,9 @@ struct Sets {
 
 /// Tasks of each thread that keep them busy evenly.
 const TASKS_WANTED: usize = 8;
+
+/// Rows of a plane that is parted: each part reads the rows around it once more.
+const FEWEST_ROWS: usize = 16;
 
 impl Sets {
     /// Sets of at most `together` channels, of fewer where that leaves threads without a task.
@@ -70,8 +80,8 @@ fn forward_window(g: &Geometry) -> Window {
     }
 }
 
-/// Computes the output, or with `gradient` the input gradient: `operands.x` is then `dy`, and the
-/// taps run backwards from the last.
+/// Computes the output, or with `gradient` the input gradient: `operands.x` is then `dy`, the taps run backwards from the
+/// last, and where a channel has several output channels their planes are added up.
 ///
 /// # Safety
 ///
@@ -85,7 +95,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 ) {
     let o = operands;
     let mut window = forward_window(g);
-    let [group, .., row, column] = o.weight_strides;
+    let [group, _, added, row, column] = o.weight_strides;
     let (mut first, mut weight_step) = (0, [row, column]);
     let (mut from, mut to) = (g.input_shape(), g.output_shape());
     if gradient {
@@ -97,17 +107,31 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     }
     let [_, channels, height, width] = to;
     let len = height * width;
-    let sets = Sets::new(g.batch, channels, TOGETHER / (len * size_of::<T>()).max(1), threads);
-    for_each_worker(threads, sets.tasks(), |numbers| {
+    let multiplier = g.channels_out / g.groups;
+    let add = gradient && multiplier > 1;
+    let together = if add { 1 } else { TOGETHER / (len * size_of::<T>()).max(1) };
+    let sets = Sets::new(g.batch, channels, together, threads);
+    // Few planes are parted. Each output is the same sum in every band.
+    let spread = gradient && window.stride == 2;
+    let bands = match sets.most() {
+        1 if !spread => TASKS_WANTED * threads / sets.tasks().max(1),
+        _ => 1,
+    };
+    let bands = bands.clamp(1, height.div_ceil(FEWEST_ROWS).max(1));
+    for_each_worker(threads, sets.tasks() * bands, |numbers| {
         for number in numbers {
-            let (image, these) = sets.planes(number);
-            let planes = Planes { count: these.len(), step: o.x_strides[1] };
-            let x = input_plane(o.x, &o.x_strides, from, image, these.start);
+            let (image, these) = sets.planes(number / bands);
+            let band = number % bands;
+            let rows = band * height / bands..(band + 1) * height / bands;
+            let count = if add { multiplier } else { these.len() };
+            let planes = Planes { count, step: o.x_strides[1] };
+            let first_plane = if add { these.start * multiplier } else { these.start };
+            let x = input_plane(o.x, &o.x_strides, from, image, first_plane);
             let weight = o.weight.wrapping_offset(these.start as isize * group);
             let out = o.y.wrapping_add((image * channels + these.start) * len);
             // SAFETY: the caller vouches for the tensors; each plane is one task's.
             unsafe {
-                if gradient && window.stride == 2 {
+                if spread {
                     kernel.spread(&Spread {
                         dy: x,
                         planes,
@@ -121,16 +145,18 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
                     });
                     continue;
                 }
+                let below = (rows.start * window.stride) as isize;
                 kernel.rows(&Rows {
                     x,
                     planes,
-                    window,
+                    window: Window { base: [window.base[0] + below, window.base[1]], ..window },
                     weight: weight.wrapping_offset(first),
                     weight_step,
-                    weight_plane: group,
+                    weight_plane: if add { added } else { group },
                     bias: if o.bias.is_null() { o.bias } else { o.bias.add(these.start) },
-                    out,
-                    size: [height, width],
+                    add,
+                    out: out.add(rows.start * width),
+                    size: [rows.len(), width],
                 });
             }
         }

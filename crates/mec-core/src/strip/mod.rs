@@ -164,6 +164,9 @@ impl Work {
                 Self::staged(kernel, gradient(false), pass, settings, threads)
             }
             _ if planes => Self::staged(kernel, vec![forward()], pass, settings, threads),
+            Pass::InputGradient if layout.columns_join && depthwise::adds_in_place::<T>(g) => {
+                Some(Self { method: Method::Planes, threads, workspace_bytes: 0 })
+            }
             Pass::InputGradient if layout.columns_join => {
                 Self::direct(kernel, gradient(false), settings, threads)
             }

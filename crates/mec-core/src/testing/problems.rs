@@ -239,6 +239,8 @@ fn groups() -> Vec<Problem> {
         problem("depthwise, channel multiplier 3", [1, 4, 9, 8], [12, 1, 3, 3])
             .groups(4)
             .stride(2, 2),
+        problem("one channel to many, wide rows", [2, 1, 45, 50], [9, 1, 3, 3]).same(1),
+        problem("one channel to many, narrow rows", [3, 1, 9, 5], [6, 1, 3, 3]).same(1),
         problem("one output channel a group", [2, 12, 7, 7], [4, 3, 3, 3]).groups(4).same(1),
     ];
     // Widths of a group around those of SIMD registers, where a block could reach into the next

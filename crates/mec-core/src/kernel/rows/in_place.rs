@@ -430,8 +430,11 @@ unsafe fn apart<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
 /// Weights and bias of a plane, in every lane, and where its output lies.
 pub(super) struct Output<T: Vector, S: Simd, const K: usize> {
     out: *mut T,
-    /// Elements of this plane of the output and of those that follow.
+    /// Elements of the output from this plane on that are written after what is written now, or with it: none where
+    /// what is there counts.
     room: usize,
+    /// Whether what is there is added.
+    onto: bool,
     bias: T::Of<S>,
     weights: [[T::Of<S>; K]; K],
 }
@@ -463,29 +466,50 @@ impl<T: Vector, S: Simd, const K: usize> Output<T, S, K> {
     }
 }
 
-impl<T: Vector, const K: usize> Pass<T, K> for Rows<T> {
+/// The forward pass; with `ADD`, one output plane is the sum of what is made of all planes.
+struct Forward<'a, T, const ADD: bool>(&'a Rows<T>);
+
+/// Runs the forward pass.
+///
+/// # Safety
+///
+/// As [`run`].
+pub(super) unsafe fn forward<T: Vector, I: Isa, const K: usize>(rows: &Rows<T>) {
+    // SAFETY: the same contract.
+    unsafe {
+        match rows.add {
+            false => run::<T, I, K>(&Forward::<T, false>(rows)),
+            true => run::<T, I, K>(&Forward::<T, true>(rows)),
+        }
+    }
+}
+
+impl<T: Vector, const ADD: bool, const K: usize> Pass<T, K> for Forward<'_, T, ADD> {
     const REPEATS: bool = true;
 
     type State<S: Simd> = Output<T, S, K>;
 
     fn tiles(&self) -> Tiles<T> {
-        let Rows { x, planes, window, size, .. } = *self;
+        let Rows { x, planes, window, size, .. } = *self.0;
         Tiles { x, planes, window, size }
     }
 
     #[inline(always)]
     fn start<S: Simd>(&self, simd: S) -> Output<T, S, K> {
         let zero = T::splat(simd, T::ZERO);
-        Output { out: self.out, room: 0, bias: zero, weights: [[zero; K]; K] }
+        Output { out: self.0.out, room: 0, onto: false, bias: zero, weights: [[zero; K]; K] }
     }
 
     #[inline(always)]
     unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Output<T, S, K>, plane: usize) {
-        let Rows { planes, weight, weight_step, weight_plane, bias, out, size, .. } = *self;
+        let Rows { planes, weight, weight_step, weight_plane, bias, out, size, .. } = *self.0;
         let weight = weight.wrapping_offset(plane as isize * weight_plane);
         let len = size[0] * size[1];
-        state.out = out.wrapping_add(plane * len);
-        state.room = (planes.count - plane) * len;
+        (state.out, state.room) = match ADD {
+            true => (out, 0),
+            false => (out.wrapping_add(plane * len), (planes.count - plane) * len),
+        };
+        state.onto = ADD && plane > 0;
         // SAFETY: the caller vouches for the plane, `rows`' contract for its weights and bias.
         unsafe {
             state.bias = T::splat(simd, if bias.is_null() { T::ZERO } else { *bias.add(plane) });
@@ -506,6 +530,8 @@ impl<T: Vector, const K: usize> Pass<T, K> for Rows<T> {
         Column { y, x, rows, columns, top }: Column<T::Mask<S>>,
         met: &impl Meets<T, S>,
     ) {
+        // Not read anew for each row, behind what may lie anywhere.
+        let (width, &mut Output { out, room, onto, .. }) = (self.0.size[1], &mut *state);
         // SAFETY: the caller vouches for what is met, and for rows and columns.
         unsafe {
             // What is there of an output, and of those below it that meet the same rows.
@@ -527,17 +553,20 @@ impl<T: Vector, const K: usize> Pass<T, K> for Rows<T> {
                     let row = met.row(simd, top + (i * STEP + q) as isize);
                     state.add::<_, STEP>(simd, q, (met, row), &mut acc);
                 }
-                let sum = acc[0];
+                let mut sum = acc[0];
                 for d in 1..K {
                     acc[d - 1] = acc[d];
                 }
                 acc[(K - 1) / STEP] = state.bias;
-                let at = (y + i) * self.size[1] + x;
+                let at = (y + i) * width + x;
+                if ADD && onto {
+                    sum = T::sum(simd, sum, T::load_first(simd, out.add(at), columns));
+                }
                 // What a narrow plane's register covers of the rows that follow is written after it.
-                if at + T::lanes::<S>() <= state.room {
-                    T::store::<S>(state.out.add(at), sum);
+                if at + T::lanes::<S>() <= room {
+                    T::store::<S>(out.add(at), sum);
                 } else {
-                    T::store_first(simd, state.out.add(at), columns, sum);
+                    T::store_first(simd, out.add(at), columns, sum);
                 }
             }
         }
