@@ -1,9 +1,8 @@
 //! Depthwise micro-kernels: whole rows of one channel.
 //!
 //! A depthwise convolution has no sum over channels, so a panel would be read hardly more often than
-//! it is written. Kernels of 3 x 3 read rows straight from the tensor, each tap at its own offset, with what lies at
-//! the edges, or a stride apart, staged a register at a time; `staged` are the others, for which all rows are copied
-//! first.
+//! it is written. Planes of the usual kernels are read `in_place`, each tap at its own offset, behind masks at the edges;
+//! `spread` is their input gradient at stride 2; `staged` are the others, for which all rows are copied first.
 
 mod in_place;
 mod spread;

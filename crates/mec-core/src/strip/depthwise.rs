@@ -109,7 +109,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let len = height * width;
     let multiplier = g.channels_out / g.groups;
     let add = gradient && multiplier > 1;
-    let together = if add { 1 } else { TOGETHER / (len * size_of::<T>()).max(1) };
+    let together = if add { 1 } else { together::<T>(len) };
     let sets = Sets::new(g.batch, channels, together, threads);
     // Few planes are parted. Each output is the same sum in every band.
     let spread = gradient && window.stride == 2;
@@ -117,7 +117,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         1 if !spread => TASKS_WANTED * threads / sets.tasks().max(1),
         _ => 1,
     };
-    let bands = bands.clamp(1, height.div_ceil(FEWEST_ROWS).max(1));
+    let bands = bands.clamp(1, (height / FEWEST_ROWS).max(1));
     for_each_worker(threads, sets.tasks() * bands, |numbers| {
         for number in numbers {
             let (image, these) = sets.planes(number / bands);
@@ -129,7 +129,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
             let x = input_plane(o.x, &o.x_strides, from, image, first_plane);
             let weight = o.weight.wrapping_offset(these.start as isize * group);
             let out = o.y.wrapping_add((image * channels + these.start) * len);
-            // SAFETY: the caller vouches for the tensors; each plane is one task's.
+            // SAFETY: the caller vouches for the tensors; each band of a plane is one task's.
             unsafe {
                 if spread {
                     kernel.spread(&Spread {
@@ -166,6 +166,11 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 /// Bytes of the planes that are taken together, so that they stay in the first-level cache with what is made of them.
 const TOGETHER: usize = 12 << 10;
 
+/// Planes of `len` elements that are taken together.
+fn together<T>(len: usize) -> usize {
+    (TOGETHER / (len * size_of::<T>()).max(1)).max(1)
+}
+
 /// Computes the weight gradient, and the bias gradient where it is wanted. Planes are staged if `job` says how.
 ///
 /// # Safety
@@ -181,6 +186,7 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
     let o = operands;
     let window = forward_window(g);
     let taps = g.height.kernel * g.width.kernel;
+    let together = together::<T>(g.height.output * g.width.output);
     for_each_worker(threads, g.channels_in, |channels| {
         let memory = job.map(|(c, stage)| stage.memory::<T>(c));
         for channel in channels {
@@ -190,38 +196,30 @@ pub(crate) unsafe fn weight_gradient<T: Vector + Send + Sync>(
                 for tap in 0..taps {
                     *sums.add(tap) = T::ZERO;
                 }
-                let mut bias = T::ZERO;
+                let dy_of =
+                    |image| input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
                 if let (Some(job), Some((memory, at))) = (job, &memory) {
                     let memory = memory.as_ptr();
                     for first in (0..g.batch).step_by(job.1.images()) {
                         let images = first..(first + job.1.images()).min(g.batch);
                         stage::sums(kernel, job, o, (images, channel), at, memory, sums);
                     }
-                }
-                let dy_of =
-                    |image| input_plane(o.dy, &o.dy_strides, g.output_shape(), image, channel);
-                let len = g.height.output * g.width.output;
-                let together = (TOGETHER / (len * size_of::<T>()).max(1)).max(1);
-                for image in (0..g.batch).step_by(together).filter(|_| job.is_none()) {
-                    kernel.row_sums(&RowSums {
-                        x: input_plane(o.x, &o.x_strides, g.input_shape(), image, channel),
-                        planes: Planes {
-                            count: together.min(g.batch - image),
-                            step: o.x_strides[0],
-                        },
-                        dy: dy_of(image),
-                        dy_step: o.dy_strides[0],
-                        window,
-                        sums,
-                    });
-                }
-                if !o.db.is_null() {
-                    for image in 0..g.batch {
-                        bias = bias + kernel.plane_sum(&dy_of(image));
+                } else {
+                    for image in (0..g.batch).step_by(together) {
+                        let count = together.min(g.batch - image);
+                        kernel.row_sums(&RowSums {
+                            x: input_plane(o.x, &o.x_strides, g.input_shape(), image, channel),
+                            planes: Planes { count, step: o.x_strides[0] },
+                            dy: dy_of(image),
+                            dy_step: o.dy_strides[0],
+                            window,
+                            sums,
+                        });
                     }
                 }
                 if !o.db.is_null() {
-                    *o.db.add(channel) = bias;
+                    let planes = (0..g.batch).map(|image| kernel.plane_sum(&dy_of(image)));
+                    *o.db.add(channel) = planes.fold(T::ZERO, |sum, plane| sum + plane);
                 }
             }
         }

@@ -239,7 +239,14 @@ fn groups() -> Vec<Problem> {
         problem("depthwise, channel multiplier 3", [1, 4, 9, 8], [12, 1, 3, 3])
             .groups(4)
             .stride(2, 2),
-        problem("one channel to many, wide rows", [2, 1, 45, 50], [9, 1, 3, 3]).same(1),
+        problem("one channel to many, one band", [2, 1, 16, 130], [9, 1, 3, 3]).same(1),
+        problem("one channel to many, parted planes", [2, 1, 48, 50], [9, 1, 3, 3]).same(1),
+        problem("depthwise, one band", [1, 2, 16, 130], [2, 1, 3, 3]).groups(2).same(1),
+        problem("depthwise, large planes or parted", [3, 3, 48, 45], [3, 1, 3, 3])
+            .groups(3)
+            .same(1),
+        problem("depthwise, large planes", [2, 3, 40, 61], [3, 1, 3, 3]).groups(3).same(1),
+        problem("depthwise, large narrow planes", [1, 3, 350, 5], [3, 1, 3, 3]).groups(3).same(1),
         problem("one channel to many, narrow rows", [3, 1, 9, 5], [6, 1, 3, 3]).same(1),
         problem("one output channel a group", [2, 12, 7, 7], [4, 3, 3, 3]).groups(4).same(1),
     ];
