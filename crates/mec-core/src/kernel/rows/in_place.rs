@@ -680,16 +680,31 @@ impl<T: Vector> Pass<T, 3> for RowSums<T> {
             // The rows of `dy` that meet an input row, at each kernel row. At the ends some are none, which must not
             // meet what is not finite.
             let mut meets = [T::splat(simd, T::ZERO); 3];
-            for i in 0..rows + 2 {
+            for i in 0..2 {
                 meets = [if i < rows { dy(i) } else { meets[0] }, meets[0], meets[1]];
                 let row = met.row(simd, top + i as isize);
-                let inner = (2..rows).contains(&i);
+                for t in 0..=i {
+                    if i - t < rows {
+                        state.add(simd, t, (met, row), meets[t]);
+                    }
+                }
+            }
+            for i in 2..rows {
+                meets = [dy(i), meets[0], meets[1]];
+                let row = met.row(simd, top + i as isize);
                 for m in 0..3 {
                     let value = met.at(row, m);
                     for t in 0..3 {
-                        if inner || i >= t && i - t < rows {
-                            state.acc[t][m] = T::mul_add(simd, meets[t], value, state.acc[t][m]);
-                        }
+                        state.acc[t][m] = T::mul_add(simd, meets[t], value, state.acc[t][m]);
+                    }
+                }
+            }
+            for i in rows.max(2)..rows + 2 {
+                meets = [meets[0], meets[0], meets[1]];
+                let row = met.row(simd, top + i as isize);
+                for t in 1..3 {
+                    if i - t < rows {
+                        state.add(simd, t, (met, row), meets[t]);
                     }
                 }
             }
