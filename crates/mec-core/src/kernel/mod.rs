@@ -28,7 +28,7 @@ pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{
-    Plane, Planes, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Window,
+    Plane, Planes, RowSums, Rows, Spread, Staged, StagedSums, StagedTap, Weights, Window,
     serves as rows_serve, spread_serves,
 };
 pub use simd::Vector;

@@ -55,6 +55,38 @@ impl Planes {
     }
 }
 
+/// The weights of some planes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Weights<T> {
+    /// That of kernel element (0, 0) of the first plane.
+    pub first: *const T,
+    /// Elements from a kernel row's weights to the next's, and from a column's.
+    pub step: [isize; 2],
+    /// Elements from a plane's weights to the next's.
+    pub plane: isize,
+}
+
+impl<T: Vector> Weights<T> {
+    /// Those of a plane, for a kernel of `K` x `K`, each in every lane.
+    ///
+    /// # Safety
+    ///
+    /// They can be read.
+    #[inline(always)]
+    unsafe fn splat<S: Simd, const K: usize>(&self, simd: S, plane: usize) -> [[T::Of<S>; K]; K] {
+        let first = self.first.wrapping_offset(plane as isize * self.plane);
+        let mut weights = [[T::splat(simd, T::ZERO); K]; K];
+        for y in 0..K {
+            for x in 0..K {
+                let at = y as isize * self.step[0] + x as isize * self.step[1];
+                // SAFETY: the caller vouches for the weights.
+                weights[y][x] = T::splat(simd, unsafe { *first.wrapping_offset(at) });
+            }
+        }
+        weights
+    }
+}
+
 /// The forward pass of some planes, for a kernel of 3 x 3, 5 x 5 or 7 x 7.
 pub(crate) struct Rows<T> {
     /// The first plane of the input.
@@ -63,12 +95,8 @@ pub(crate) struct Rows<T> {
     pub planes: Planes,
     /// Which input each tap meets.
     pub window: Window,
-    /// Weight of tap (0, 0) of the first plane.
-    pub weight: *const T,
-    /// Elements from a kernel row's weights to the next's, and from a column's.
-    pub weight_step: [isize; 2],
-    /// Elements from a plane's weights to the next's.
-    pub weight_plane: isize,
+    /// The weights of all planes.
+    pub weights: Weights<T>,
     /// What the sums of each plane start from; null stands for zeros.
     pub bias: *const T,
     /// Whether one output plane is the sum of what is made of all planes.
@@ -106,6 +134,13 @@ impl<T: Vector> Plane<T> {
         T::mask(simd, within(-x), within(self.width as isize - x))
     }
 
+    /// Row `y`, if it lies inside the plane.
+    #[inline(always)]
+    fn row(&self, y: isize) -> Option<*const T> {
+        let inside = (0..self.height as isize).contains(&y);
+        inside.then(|| self.first.wrapping_offset(y * self.row))
+    }
+
     /// A register at (`y`, `x`): zeros outside the mask and outside the plane.
     ///
     /// # Safety
@@ -113,11 +148,9 @@ impl<T: Vector> Plane<T> {
     /// The plane can be read, and the mask is [`Plane::mask`]'s for `x`.
     #[inline(always)]
     unsafe fn at<S: Simd>(&self, simd: S, y: isize, x: isize, mask: T::Mask<S>) -> T::Of<S> {
-        if y < 0 || y >= self.height as isize {
-            return T::splat(simd, T::ZERO);
-        }
+        let Some(row) = self.row(y) else { return T::splat(simd, T::ZERO) };
         // SAFETY: the mask covers lanes inside the row.
-        unsafe { T::load_masked(simd, self.first.wrapping_offset(y * self.row + x), mask) }
+        unsafe { T::load_masked(simd, row.wrapping_offset(x), mask) }
     }
 }
 

@@ -7,7 +7,8 @@ use super::engine::Operands;
 use super::weight_gradient::Operands as GradientOperands;
 use super::workers::for_each_worker;
 use crate::kernel::{
-    Kernel, Plane, Planes, RowSums, Rows, Spread, Vector, Window, rows_serve, spread_serves,
+    Kernel, Plane, Planes, RowSums, Rows, Spread, Vector, Weights, Window, rows_serve,
+    spread_serves,
 };
 use crate::{Geometry, Pass};
 use std::ops::Range;
@@ -98,12 +99,16 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let [group, _, added, row, column] = o.weight_strides;
     let (mut first, mut weight_step) = (0, [row, column]);
     let (mut from, mut to) = (g.input_shape(), g.output_shape());
+    // Of the input gradient at stride 2 no inserted zeros are met, and the taps run forwards.
+    let spread = gradient && window.stride == 2;
     if gradient {
+        (from, to) = (to, from);
+    }
+    if gradient && !spread {
         let last = [g.height.kernel as isize - 1, g.width.kernel as isize - 1];
         first = last[0] * row + last[1] * column;
         weight_step = [-row, -column];
         window.base = [-window.base[0] - last[0], -window.base[1] - last[1]];
-        (from, to) = (to, from);
     }
     let [_, channels, height, width] = to;
     let len = height * width;
@@ -112,7 +117,6 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let together = if add { 1 } else { together::<T>(len) };
     let sets = Sets::new(g.batch, channels, together, threads);
     // Few planes are parted. Each output is the same sum in every band.
-    let spread = gradient && window.stride == 2;
     let bands = match sets.most() {
         1 if !spread => TASKS_WANTED * threads / sets.tasks().max(1),
         _ => 1,
@@ -127,7 +131,11 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
             let planes = Planes { count, step: o.x_strides[1] };
             let first_plane = if add { these.start * multiplier } else { these.start };
             let x = input_plane(o.x, &o.x_strides, from, image, first_plane);
-            let weight = o.weight.wrapping_offset(these.start as isize * group);
+            let weights = Weights {
+                first: o.weight.wrapping_offset(these.start as isize * group + first),
+                step: weight_step,
+                plane: if add { added } else { group },
+            };
             let out = o.y.wrapping_add((image * channels + these.start) * len);
             // SAFETY: the caller vouches for the tensors; each band of a plane is one task's.
             unsafe {
@@ -136,9 +144,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
                         dy: x,
                         planes,
                         kernel: g.width.kernel,
-                        weight,
-                        weight_step: [row, column],
-                        weight_plane: group,
+                        weights,
                         pad: [g.height.pad_before, g.width.pad_before],
                         out,
                         size: [height, width],
@@ -150,9 +156,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
                     x,
                     planes,
                     window: Window { base: [window.base[0] + below, window.base[1]], ..window },
-                    weight: weight.wrapping_offset(first),
-                    weight_step,
-                    weight_plane: if add { added } else { group },
+                    weights,
                     bias: if o.bias.is_null() { o.bias } else { o.bias.add(these.start) },
                     add,
                     out: out.add(rows.start * width),

@@ -210,13 +210,6 @@ impl<T: Vector, S: Simd, const K: usize> Meets<T, S> for Apart<T, S, K> {
 }
 
 impl<T: Vector> Plane<T> {
-    /// Row `y`, if it lies inside the plane.
-    #[inline(always)]
-    fn row(&self, y: isize) -> Option<*const T> {
-        let inside = (0..self.height as isize).contains(&y);
-        inside.then(|| self.first.wrapping_offset(y * self.row))
-    }
-
     /// Asks for what lies at (`y`, `x`): in this plane or, behind its last row, in the one that follows. Without this,
     /// half the time of 56 x 56 planes was waiting for memory (Zen 2, dw1).
     #[inline(always)]
@@ -524,8 +517,7 @@ impl<T: Vector, const ADD: bool, const K: usize> Pass<T, K> for Forward<'_, T, A
 
     #[inline(always)]
     unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Output<T, S, K>, plane: usize) {
-        let Rows { planes, weight, weight_step, weight_plane, bias, out, size, .. } = *self.0;
-        let weight = weight.wrapping_offset(plane as isize * weight_plane);
+        let Rows { planes, weights, bias, out, size, .. } = *self.0;
         let len = size[0] * size[1];
         // Of large planes all have a band before any has the next: a plane may not write into the one behind it.
         let with = if small::<T>(size) { planes.count - plane } else { 1 };
@@ -537,12 +529,7 @@ impl<T: Vector, const ADD: bool, const K: usize> Pass<T, K> for Forward<'_, T, A
         // SAFETY: the caller vouches for the plane, `rows`' contract for its weights and bias.
         unsafe {
             state.bias = T::splat(simd, if bias.is_null() { T::ZERO } else { *bias.add(plane) });
-            for t in 0..K {
-                for m in 0..K {
-                    let at = t as isize * weight_step[0] + m as isize * weight_step[1];
-                    state.weights[t][m] = T::splat(simd, *weight.wrapping_offset(at));
-                }
-            }
+            state.weights = weights.splat(simd, plane);
         }
     }
 

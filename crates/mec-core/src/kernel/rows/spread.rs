@@ -1,7 +1,7 @@
 //! The input gradient of a kernel at stride 2: its rows and columns meet the kernel's even elements and its odd ones by
 //! turns, and a register of `dy` serves two rows of two registers.
 
-use super::{Plane, Planes};
+use super::{Plane, Planes, Weights};
 use crate::kernel::simd::{First, Isa, MAX_LANES, Vector};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
@@ -14,12 +14,8 @@ pub(crate) struct Spread<T> {
     pub planes: Planes,
     /// Rows and columns of the kernel.
     pub kernel: usize,
-    /// Weight of kernel element (0, 0) of the first plane.
-    pub weight: *const T,
-    /// Elements from a kernel row's weights to the next's, and from a column's.
-    pub weight_step: [isize; 2],
-    /// Elements from a plane's weights to the next's.
-    pub weight_plane: isize,
+    /// The weights of all planes.
+    pub weights: Weights<T>,
     /// Rows and columns of padding before the input, both even or both odd.
     pub pad: [usize; 2],
     /// Gradient of the input, row-major, one plane behind the other.
@@ -75,14 +71,14 @@ impl<T: Vector, const K: usize, const H: usize, const ODD: bool> WithSimd
                 for first in (0..pairs).step_by(lanes) {
                     let columns = self.columns(simd, first);
                     for plane in planes.clone() {
-                        let weights = self.weights(simd, plane);
+                        let weights = self.0.weights.splat(simd, plane);
                         self.pairs(simd, plane, &weights, 0..all_rows, &columns);
                     }
                 }
                 return;
             }
             for plane in planes {
-                let weights = self.weights(simd, plane);
+                let weights = self.0.weights.splat(simd, plane);
                 for y in (0..all_rows).step_by(BAND) {
                     for first in (0..pairs).step_by(lanes) {
                         let columns = self.columns(simd, first);
@@ -113,26 +109,6 @@ impl<T: Vector, const K: usize, const H: usize, const ODD: bool> Kernel<'_, T, K
     #[inline(always)]
     const fn element(i: usize, odd: usize) -> usize {
         2 * (H - 1 - i) + odd - if ODD { 2 * odd } else { 0 }
-    }
-
-    /// The weights of a plane, in every lane.
-    ///
-    /// # Safety
-    ///
-    /// As [`spread`].
-    #[inline(always)]
-    unsafe fn weights<S: Simd>(&self, simd: S, plane: usize) -> [[T::Of<S>; K]; K] {
-        let Spread { weight, weight_step, weight_plane, .. } = *self.0;
-        let weight = weight.wrapping_offset(plane as isize * weight_plane);
-        let mut weights = [[T::splat(simd, T::ZERO); K]; K];
-        for y in 0..K {
-            for x in 0..K {
-                let at = y as isize * weight_step[0] + x as isize * weight_step[1];
-                // SAFETY: the caller vouches for the weights.
-                weights[y][x] = T::splat(simd, unsafe { *weight.wrapping_offset(at) });
-            }
-        }
-        weights
     }
 
     /// The register of pairs from `first` on. The last one covers some columns once more, if they are pairs.
