@@ -82,6 +82,22 @@ pub(super) fn apart([a, b]: [__m256; 2]) -> [__m256; 2] {
     [even(a, b), odd(a, b)]
 }
 
+/// Of four registers that follow each other, lanes 0, 4, 8, ..., lanes 1, 5, 9, ... and so on.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn apart_by_four([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    let even = [_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0x88>(c, d)];
+    let odd = [_mm256_shuffle_ps::<0xdd>(a, b), _mm256_shuffle_ps::<0xdd>(c, d)];
+    // They come in the order 0, 2, 4, 6, 1, 3, 5, 7.
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    [
+        _mm256_permutevar8x32_ps(_mm256_shuffle_ps::<0x88>(even[0], even[1]), order),
+        _mm256_permutevar8x32_ps(_mm256_shuffle_ps::<0x88>(odd[0], odd[1]), order),
+        _mm256_permutevar8x32_ps(_mm256_shuffle_ps::<0xdd>(even[0], even[1]), order),
+        _mm256_permutevar8x32_ps(_mm256_shuffle_ps::<0xdd>(odd[0], odd[1]), order),
+    ]
+}
+
 /// What a shuffle within halves took from two registers: the first one's lanes, then the second's.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
@@ -96,6 +112,21 @@ pub(super) fn between(start: usize, end: usize) -> __m256i {
     let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     let before = |at: usize| _mm256_cmpgt_epi32(_mm256_set1_epi32(at as i32), lane);
     _mm256_andnot_si256(before(start), before(end))
+}
+
+/// Writes the lanes of `mask`, and to the others what is there. A masked store takes ten times as long.
+///
+/// # Safety
+///
+/// A register's worth of bytes can be read and written at `to`; the CPU has AVX2.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) unsafe fn store_blended(to: *mut __m256i, mask: __m256i, value: __m256i) {
+    // SAFETY: the caller vouches for the bytes.
+    unsafe {
+        let beside = _mm256_andnot_si256(mask, _mm256_loadu_si256(to));
+        _mm256_storeu_si256(to, _mm256_or_si256(beside, _mm256_and_si256(mask, value)));
+    }
 }
 
 /// Writes the first `count` lanes.

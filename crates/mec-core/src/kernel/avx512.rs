@@ -125,24 +125,14 @@ unsafe fn block(t: &Transpose<f32>, i: usize, j: usize) {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn transposed(r: [__m512; 16]) -> [__m512; 16] {
-    let zero = _mm512_setzero_ps();
-    // Lane `l` of `quads[g][k]`: column `4 * l + k` of rows `4 * g..4 * g + 4`.
-    let mut quads = [[zero; 4]; 4];
+    // Lane `l` of `columns[g][k]`: column `4 * l + k` of rows `4 * g..4 * g + 4`.
+    let mut columns = [[_mm512_setzero_ps(); 4]; 4];
     for g in 0..4 {
-        let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
-        let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)].map(|v| _mm512_castps_pd(v));
-        let high =
-            [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)].map(|v| _mm512_castps_pd(v));
-        quads[g] = [
-            _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1])),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1])),
-            _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1])),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1])),
-        ];
+        columns[g] = quads([r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]]);
     }
-    let mut out = [zero; 16];
+    let mut out = [_mm512_setzero_ps(); 16];
     for k in 0..4 {
-        let [a, b, c, d] = [quads[0][k], quads[1][k], quads[2][k], quads[3][k]];
+        let [a, b, c, d] = [columns[0][k], columns[1][k], columns[2][k], columns[3][k]];
         // Lanes 0 and 2, then 1 and 3, of two groups of rows.
         let even = [_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(c, d, 0x88)];
         let odd = [_mm512_shuffle_f32x4(a, b, 0xdd), _mm512_shuffle_f32x4(c, d, 0xdd)];
@@ -152,4 +142,26 @@ fn transposed(r: [__m512; 16]) -> [__m512; 16] {
         out[12 + k] = _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd);
     }
     out
+}
+
+/// Transposes 4 x 4 in each quarter of four rows.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn quads([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)].map(|v| _mm512_castps_pd(v));
+    let high = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)].map(|v| _mm512_castps_pd(v));
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1])),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1])),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1])),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1])),
+    ]
+}
+
+/// Four quarters.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn joined([a, b, c, d]: [__m128; 4]) -> __m512 {
+    let low = _mm512_insertf32x4::<1>(_mm512_castps128_ps512(a), b);
+    _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(low, c), d)
 }

@@ -2,7 +2,7 @@
 
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
-use super::winograd::{self, PackTiles, TransformWeights};
+use super::winograd::{self, TransformWeights};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
@@ -14,6 +14,9 @@ use std::ops::Add;
 pub(crate) trait Isa: 'static {
     /// `pulp`'s token for it.
     type Token: Simd;
+
+    /// The same with shorter registers, where the CPU has them too; or itself.
+    type Half: Isa;
 
     /// The token, without asking the CPU.
     ///
@@ -29,6 +32,7 @@ pub(crate) struct Portable;
 
 impl Isa for Portable {
     type Token = pulp::Scalar128b;
+    type Half = Self;
 
     unsafe fn token() -> Self::Token {
         pulp::Scalar128b
@@ -42,6 +46,7 @@ pub(crate) struct Avx2;
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx2 {
     type Token = pulp::x86::V3;
+    type Half = Self;
 
     #[inline(always)]
     unsafe fn token() -> Self::Token {
@@ -57,6 +62,7 @@ pub(crate) struct Avx512;
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx512 {
     type Token = pulp::x86::V4;
+    type Half = Avx2;
 
     #[inline(always)]
     unsafe fn token() -> Self::Token {
@@ -72,6 +78,7 @@ pub(crate) struct Neon;
 #[cfg(target_arch = "aarch64")]
 impl Isa for Neon {
     type Token = pulp::aarch64::Neon;
+    type Half = Self;
 
     #[inline(always)]
     unsafe fn token() -> Self::Token {
@@ -147,8 +154,6 @@ unsafe fn store_piece<T: Copy, const N: usize>(to: *mut T, from: *const T) {
 pub struct Moves<T> {
     pub(super) transpose: unsafe fn(&Transpose<T>),
     pub(super) pack: unsafe fn(&Pack<T>),
-    /// None where tiles are packed as they are and transformed in their place.
-    pub(super) pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
     pub(super) transform_weights: unsafe fn(&TransformWeights<T>),
 }
 
@@ -158,7 +163,6 @@ impl<T: Vector> Moves<T> {
         Self {
             transpose: transpose::plain,
             pack: lanes::pack::<T, I>,
-            pack_tiles: None,
             transform_weights: winograd::transform_weights::<T, I>,
         }
     }
@@ -174,6 +178,9 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
 
     /// One.
     const ONE: Self;
+
+    /// Minus one.
+    const MINUS_ONE: Self;
 
     /// One half.
     const HALF: Self;
@@ -283,6 +290,18 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         value: Self::Of<S>,
     );
 
+    /// Writes the lanes of `mask` from `to` on, and may write what is there to the other lanes.
+    ///
+    /// # Safety
+    ///
+    /// A register's worth of elements can be read and written at `to`.
+    unsafe fn store_blended<S: Simd>(
+        simd: S,
+        to: *mut Self,
+        mask: Self::Mask<S>,
+        value: Self::Of<S>,
+    );
+
     /// A whole register, at any alignment.
     ///
     /// # Safety
@@ -328,6 +347,33 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         apart_by_lanes::<Self, S>(pair)
     }
 
+    /// Of four registers that follow each other, lanes 0, 4, 8, ..., lanes 1, 5, 9, ... and so on.
+    #[inline(always)]
+    fn apart_by_four<S: Simd>(registers: [Self::Of<S>; 4]) -> [Self::Of<S>; 4] {
+        apart_twice::<Self, S>(registers)
+    }
+
+    /// The same of eight registers.
+    #[inline(always)]
+    fn apart_by_eight<S: Simd>(registers: [Self::Of<S>; 8]) -> [Self::Of<S>; 8] {
+        apart_thrice::<Self, S>(registers)
+    }
+
+    /// All lanes but the first, and then `next`.
+    #[inline(always)]
+    fn shifted<S: Simd>(a: Self::Of<S>, next: Self) -> Self::Of<S> {
+        // SAFETY: a vector is plain numbers, as many as the match says.
+        unsafe {
+            match Self::lanes::<S>() {
+                16 => transmute_copy(&shifted::<Self, 16>(transmute_copy(&a), next)),
+                8 => transmute_copy(&shifted::<Self, 8>(transmute_copy(&a), next)),
+                4 => transmute_copy(&shifted::<Self, 4>(transmute_copy(&a), next)),
+                2 => transmute_copy(&shifted::<Self, 2>(transmute_copy(&a), next)),
+                _ => transmute_copy(&[next]),
+            }
+        }
+    }
+
     /// Writes `a`'s first lane, `b`'s first lane, `a`'s second lane and so on.
     ///
     /// # Safety
@@ -366,6 +412,24 @@ fn apart_by_lanes<T: Vector, S: Simd>(pair: [T::Of<S>; 2]) -> [T::Of<S>; 2] {
     }
 }
 
+/// As [`Vector::apart_by_four`].
+#[inline(always)]
+fn apart_twice<T: Vector, S: Simd>([a, b, c, d]: [T::Of<S>; 4]) -> [T::Of<S>; 4] {
+    let ([a, b], [c, d]) = (T::apart::<S>([a, b]), T::apart::<S>([c, d]));
+    let ([a, c], [b, d]) = (T::apart::<S>([a, c]), T::apart::<S>([b, d]));
+    [a, b, c, d]
+}
+
+/// As [`Vector::apart_by_eight`].
+#[inline(always)]
+fn apart_thrice<T: Vector, S: Simd>(r: [T::Of<S>; 8]) -> [T::Of<S>; 8] {
+    let ([a, b], [c, d]) = (T::apart::<S>([r[0], r[1]]), T::apart::<S>([r[2], r[3]]));
+    let ([e, f], [g, h]) = (T::apart::<S>([r[4], r[5]]), T::apart::<S>([r[6], r[7]]));
+    let [a, c, e, g] = T::apart_by_four::<S>([a, c, e, g]);
+    let [b, d, f, h] = T::apart_by_four::<S>([b, d, f, h]);
+    [a, b, c, d, e, f, g, h]
+}
+
 /// The even elements of two arrays, and their odd elements.
 #[inline(always)]
 fn apart<T: Copy, const LANES: usize>([a, b]: [[T; LANES]; 2]) -> [[T; LANES]; 2] {
@@ -377,6 +441,16 @@ fn apart<T: Copy, const LANES: usize>([a, b]: [[T; LANES]; 2]) -> [[T; LANES]; 2
         odd[LANES / 2 + lane] = b[2 * lane + 1];
     }
     [even, odd]
+}
+
+/// All elements but the first, and then `next`.
+#[inline(always)]
+fn shifted<T: Copy, const LANES: usize>(a: [T; LANES], next: T) -> [T; LANES] {
+    let mut shifted = [next; LANES];
+    for lane in 1..LANES {
+        shifted[lane - 1] = a[lane];
+    }
+    shifted
 }
 
 /// Most elements in a register of any instruction set.
@@ -398,16 +472,20 @@ unsafe fn in_turns<T: Copy, const LANES: usize>(to: *mut T, a: [T; LANES], b: [T
 impl Vector for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
+    const MINUS_ONE: f32 = -1.0;
     const HALF: f32 = 0.5;
     #[cfg(target_arch = "x86_64")]
     const AVX512: Moves<f32> =
-        Moves { transpose: avx512::transpose, pack: avx512::pack, ..Moves::plain::<Avx512>() };
+        Moves {
+            transpose: avx512::transpose,
+            pack: avx512::pack,
+            transform_weights: winograd::transposed::transform_weights::<Avx512>,
+        };
     #[cfg(target_arch = "x86_64")]
     const AVX2: Moves<f32> = Moves {
         transpose: avx2::transpose,
         pack: avx2::pack,
-        pack_tiles: Some(winograd::avx2::pack_tiles),
-        transform_weights: winograd::avx2::transform_weights,
+        transform_weights: winograd::transposed::transform_weights::<Avx2>,
     };
     type Of<S: Simd> = S::f32s;
 
@@ -419,6 +497,26 @@ impl Vector for f32 {
             return unsafe { transmute_copy(&avx2::apart(transmute_copy(&pair))) };
         }
         apart_by_lanes::<Self, S>(pair)
+    }
+
+    #[inline(always)]
+    fn apart_by_four<S: Simd>(registers: [Self::Of<S>; 4]) -> [Self::Of<S>; 4] {
+        #[cfg(target_arch = "x86_64")]
+        if is_avx2::<S>() {
+            // SAFETY: as above.
+            return unsafe { transmute_copy(&avx2::apart_by_four(transmute_copy(&registers))) };
+        }
+        apart_twice::<Self, S>(registers)
+    }
+
+    #[inline(always)]
+    fn apart_by_eight<S: Simd>(registers: [Self::Of<S>; 8]) -> [Self::Of<S>; 8] {
+        #[cfg(target_arch = "x86_64")]
+        if is_avx2::<S>() {
+            // SAFETY: as above.
+            return unsafe { transmute_copy(&avx2::transposed(transmute_copy(&registers))) };
+        }
+        apart_thrice::<Self, S>(registers)
     }
 
     #[inline(always)]
@@ -490,6 +588,24 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
+    unsafe fn store_blended<S: Simd>(
+        simd: S,
+        to: *mut f32,
+        mask: Self::Mask<S>,
+        value: Self::Of<S>,
+    ) {
+        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers, as its masks are.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if is_avx2::<S>() {
+                let (mask, value) = (transmute_copy(&mask), transmute_copy(&value));
+                return avx2::store_blended(to.cast(), mask, value);
+            }
+            simd.mask_store_ptr_f32s(MemMask::new(mask), to, value);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_first<S: Simd>(
         simd: S,
         to: *mut f32,
@@ -512,6 +628,7 @@ impl Vector for f32 {
 impl Vector for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
+    const MINUS_ONE: f64 = -1.0;
     const HALF: f64 = 0.5;
     #[cfg(target_arch = "x86_64")]
     const AVX512: Moves<f64> = Moves::plain::<Avx512>();
@@ -562,6 +679,24 @@ impl Vector for f64 {
     unsafe fn load_masked<S: Simd>(simd: S, from: *const f64, mask: Self::Mask<S>) -> S::f64s {
         // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_load_ptr_f64s(MemMask::new(mask), from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_blended<S: Simd>(
+        simd: S,
+        to: *mut f64,
+        mask: Self::Mask<S>,
+        value: Self::Of<S>,
+    ) {
+        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers, as its masks are.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if is_avx2::<S>() {
+                let (mask, value) = (transmute_copy(&mask), transmute_copy(&value));
+                return avx2::store_blended(to.cast(), mask, value);
+            }
+            simd.mask_store_ptr_f64s(MemMask::new(mask), to, value);
+        }
     }
 
     #[inline(always)]

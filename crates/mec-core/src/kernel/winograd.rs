@@ -12,14 +12,13 @@
 //! vanish, and what is left is `F(2, 2)`. A kernel of one element is the middle one of three: its products
 //! at 0 vanish as well, and one for each output is left.
 
-#[cfg(target_arch = "x86_64")]
-pub(super) mod avx2;
 mod forward;
 mod gradient;
 mod overlap;
-
+mod pack;
 #[cfg(target_arch = "x86_64")]
-use forward::transform_piece;
+pub(super) mod transposed;
+
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
     InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformInPlace, TransformOutputs,
@@ -76,8 +75,7 @@ type MultiplyFn<T> = unsafe fn(&Multiply<T>);
 /// The entry points for one instruction set.
 pub(crate) struct Winograd<T: 'static> {
     sizes: TileSizes,
-    pack_tiles: Option<unsafe fn(&PackTiles<T>)>,
-    transform_inputs: unsafe fn(&TransformInPlace<T>),
+    pack_tiles: unsafe fn(&PackTiles<T>),
     transform_weights: unsafe fn(&TransformWeights<T>),
     /// By vectors of tiles (1, 2, 3) and by channels, as `sizes` says.
     multiplies: [[MultiplyFn<T>; SIZES]; MAX_VECTORS],
@@ -97,8 +95,7 @@ impl<T: Vector> Winograd<T> {
     ) -> Self {
         Self {
             sizes: TileSizes([R, FEWER, FEWEST]),
-            pack_tiles: moves.pack_tiles,
-            transform_inputs: forward::transform_inputs::<T, I>,
+            pack_tiles: pack::pack_tiles::<T, I>,
             transform_weights: moves.transform_weights,
             multiplies: [
                 Self::multiplies_of::<I, 1, R, FEWER, FEWEST>(),
@@ -136,34 +133,14 @@ impl<T: Vector> Winograd<T> {
         ]
     }
 
-    /// Whether [`Winograd::pack_tiles`] can be called.
-    pub fn packs_tiles(&self) -> bool {
-        self.pack_tiles.is_some()
-    }
-
     /// Packs and transforms one run of tiles for all channels and pieces.
-    ///
-    /// # Panics
-    ///
-    /// Where [`Winograd::packs_tiles`] denies it.
     ///
     /// # Safety
     ///
     /// As [`PackTiles`] says.
     pub unsafe fn pack_tiles(&self, p: &PackTiles<T>) {
-        let pack = self.pack_tiles.expect("asked for where it is there");
         // SAFETY: the caller vouches for the run, this value for the CPU.
-        unsafe { pack(p) }
-    }
-
-    /// Transforms the inputs of tiles for Winograd's filtering, in place.
-    ///
-    /// # Safety
-    ///
-    /// As [`forward::transform_inputs`].
-    pub unsafe fn transform_inputs(&self, t: &TransformInPlace<T>) {
-        // SAFETY: the caller vouches for the inputs, this value for the CPU.
-        unsafe { (self.transform_inputs)(t) }
+        unsafe { (self.pack_tiles)(p) }
     }
 
     /// Transforms the weights of some outputs for Winograd's filtering.

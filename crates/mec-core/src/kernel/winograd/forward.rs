@@ -14,7 +14,6 @@ use std::ops::Range;
 /// What lies inside the input can be read, the rest counts as zero. Lane `lane + n` of `width`, a whole number of
 /// registers, can be written for each channel at each position with a product, and so can the lanes behind them.
 /// Those before have been written: runs are packed in order.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct PackTiles<'a, T> {
     /// What the kernel's first element meets for the first output of the first tile, of the first channel.
     pub from: *const T,
@@ -44,7 +43,6 @@ pub struct PackTiles<'a, T> {
 
 /// One axis of the input that a run of tiles meets, counted from [`PackTiles::from`].
 #[derive(Debug, Clone)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct InputAxis<'a> {
     /// What lies inside the input.
     pub inside: Range<isize>,
@@ -56,7 +54,6 @@ pub struct InputAxis<'a> {
 
 /// A piece of the kernel along one axis.
 #[derive(Debug, Clone, Copy, Default)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 pub struct InputPiece {
     /// Where position 0 of the first tile is.
     pub offset: isize,
@@ -64,7 +61,6 @@ pub struct InputPiece {
     pub taps: usize,
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX2 alone"))]
 impl InputAxis<'_> {
     /// Of `count` positions of a piece, from the first tile's position 0 on: those inside the input.
     pub fn positions(&self, piece: InputPiece, count: usize) -> Range<usize> {
@@ -194,29 +190,6 @@ impl<T: Vector> TransformInPlace<T> {
     }
 }
 
-struct Inputs<'a, T>(&'a TransformInPlace<T>);
-
-impl<T: Vector> WithSimd for Inputs<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let t = self.0;
-        for n in (0..t.len).step_by(T::lanes::<S>()) {
-            // SAFETY: `transform_inputs`'s contract covers every position.
-            unsafe {
-                let rows =
-                    both_ways::<T, S, SIDE>(simd, |i, j| t.load(simd, i, j, n), input::<T, S>);
-                for i in 0..SIDE {
-                    for j in 0..SIDE {
-                        t.store::<S>(i, j, n, rows[i][j]);
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// The registers that `load` gives for each row and column of positions, transformed along the columns and then
 /// along the rows.
 #[inline(always)]
@@ -242,17 +215,6 @@ pub(super) fn both_ways<T: Vector, S: Simd, const N: usize>(
         rows[i] = by(simd, half[i]);
     }
     rows
-}
-
-/// `B' d`.
-#[inline(always)]
-fn input<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of<S>; SIDE] {
-    [
-        T::difference(simd, a, c),
-        T::sum(simd, b, c),
-        T::difference(simd, c, b),
-        T::difference(simd, b, d),
-    ]
 }
 
 struct Weights<'a, T>(&'a TransformWeights<'a, T>, &'a KernelPiece);
@@ -315,7 +277,7 @@ impl<T> TransformWeights<'_, T> {
 
 /// `G g`.
 #[inline(always)]
-fn weights<T: Vector, S: Simd>(simd: S, [a, b, c]: [T::Of<S>; 3]) -> [T::Of<S>; SIDE] {
+pub(super) fn weights<T: Vector, S: Simd>(simd: S, [a, b, c]: [T::Of<S>; 3]) -> [T::Of<S>; SIDE] {
     let half = T::splat(simd, T::HALF);
     let outer = T::sum(simd, a, c);
     let even = T::product(simd, T::sum(simd, outer, b), half);
@@ -399,16 +361,6 @@ fn output<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [T::Of
     let first = T::sum(simd, T::sum(simd, a, b), c);
     let second = T::difference(simd, T::difference(simd, b, c), d);
     [first, second]
-}
-
-/// Transforms inputs in place.
-///
-/// # Safety
-///
-/// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position with a product.
-pub(crate) unsafe fn transform_inputs<T: Vector, I: Isa>(t: &TransformInPlace<T>) {
-    // SAFETY: the caller vouches for the CPU.
-    unsafe { I::token() }.vectorize(Inputs(t));
 }
 
 /// Transforms the weights of some outputs.

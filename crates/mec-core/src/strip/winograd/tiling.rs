@@ -2,7 +2,7 @@
 
 use crate::kernel::{
     InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
-    TransformInPlace, Vector, inside_columns, product_positions, taps_before,
+    TransformInPlace, Vector, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
@@ -351,7 +351,7 @@ impl Tiling {
         panel: *mut T,
     ) {
         let len = source.channels * strip.width;
-        if self.first_output.is_none() && kernel.winograd.packs_tiles() {
+        if self.first_output.is_none() {
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
                 unsafe { panel.write_bytes(0, self.places_len(len, GAP)) };
@@ -376,27 +376,21 @@ impl Tiling {
             }
             return;
         }
+        // Tiles of inputs have one piece.
+        let places = self.places(0, len, GAP);
+        let taps = [self.height.pieces[0].taps, self.width.pieces[0].taps];
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
-            for (number, piece) in self.pieces().enumerate() {
-                let places = self.places(number, len, GAP);
-                let taps = [piece.0.taps, piece.1.taps];
-                self.pack_plain(kernel, strip, source, piece, panel, &places);
-                let inputs = TransformInPlace { taps, at: panel, places, len };
-                if self.first_output.is_some() {
-                    kernel.winograd.transform_tiles(&inputs);
-                } else {
-                    kernel.winograd.transform_inputs(&inputs);
-                }
-            }
+            self.pack_inputs(kernel, strip, source, panel, &places);
+            kernel.winograd.transform_tiles(&TransformInPlace { taps, at: panel, places, len });
         }
     }
 
-    /// Packs and transforms in one; `places` are those of the pieces, by rows and then by columns.
+    /// Packs and transforms tiles of outputs; `places` are those of the pieces, by rows and then by columns.
     ///
     /// # Safety
     ///
-    /// As [`Tiling::pack`]; the kernel packs tiles.
+    /// As [`Tiling::pack`].
     unsafe fn pack_tiles<T: Vector>(
         &self,
         kernel: &Kernel<T>,
@@ -440,66 +434,50 @@ impl Tiling {
         }
     }
 
-    /// Packs the input that a piece meets, as it is.
+    /// Packs tiles of inputs as they are.
     ///
     /// # Safety
     ///
     /// As [`Tiling::pack`].
-    unsafe fn pack_plain<T: Vector>(
+    unsafe fn pack_inputs<T: Vector>(
         &self,
         kernel: &Kernel<T>,
         strip: &Strip,
         source: &Source<T>,
-        (rows, columns): (Piece, Piece),
         panel: *mut T,
         places: &Places,
     ) {
         let (h, w) = (&self.height, &self.width);
         let [image, channel, row, column] = source.strides;
         let used = strip.runs().last().map_or(0, |run| run.lane + run.tiles);
-        let step = OUTPUTS * w.unit;
-        // Of tiles of inputs, the inputs.
-        let met = |taps: usize| match self.first_output {
-            Some(_) => 0..OUTPUTS,
-            None => product_positions(taps),
-        };
-        // Rows of one piece are as far from each other in the panel, if it is the only one.
-        let together = if self.count() == 1 { met(rows.taps).len() } else { 1 };
         for run in strip.runs() {
             let idle = if run.lane + run.tiles == used { strip.width - used } else { 0 };
-            for i in met(rows.taps).step_by(together) {
-                let top = first_input(h, run.row) + rows.offset + (i * h.unit) as isize;
-                let (above, inside) = inside_columns(top, h.unit, h.reach.input, together);
-                for j in met(columns.taps) {
-                    let left = first_input(w, run.column) + columns.offset + (j * w.unit) as isize;
-                    let (before, columns) = inside_columns(left, step, w.reach.input, run.tiles);
-                    let start = left + (before * step) as isize;
-                    let place = |i: usize| places[i * SIDE + j];
-                    let to_row = if together > 1 { place(i + 1) - place(i) } else { 0 };
-                    let parts =
-                        [(0, above, 0), (above, inside, columns), (above + inside, together, 0)];
-                    for (from_row, rows, columns) in parts {
-                        let rows = rows.min(together - from_row);
-                        let y = top + (from_row * h.unit) as isize;
-                        let offset = run.image as isize * image + y * row + start * column;
-                        // SAFETY: only rows and columns inside the input are read; the lanes written
-                        // are this run's, and the idle ones behind the last run.
-                        unsafe {
-                            kernel.pack(&Pack {
-                                from: source.first.wrapping_offset(offset),
-                                from_channel: channel,
-                                from_row: h.unit as isize * row,
-                                from_column: step as isize * column,
-                                to: panel.wrapping_add(place(i) + from_row * to_row + run.lane),
-                                to_channel: strip.width,
-                                to_row,
-                                channels: source.channels,
-                                rows,
-                                before,
-                                columns,
-                                after: run.tiles - before - columns + idle,
-                            });
-                        }
+            let rows = OUTPUTS.min(h.reach.input - run.row);
+            for j in 0..OUTPUTS {
+                let left = run.column + j;
+                let columns = (w.reach.input - left).div_ceil(OUTPUTS).min(run.tiles);
+                let offset = run.image as isize * image
+                    + run.row as isize * row
+                    + left as isize * column;
+                for (first, rows, columns) in [(0, rows, columns), (rows, OUTPUTS - rows, 0)] {
+                    let offset = offset + first as isize * row;
+                    // SAFETY: only rows and columns inside the input are read; the lanes written are this run's, and
+                    // the idle ones behind the last run.
+                    unsafe {
+                        kernel.pack(&Pack {
+                            from: source.first.wrapping_offset(offset),
+                            from_channel: channel,
+                            from_row: row,
+                            from_column: OUTPUTS as isize * column,
+                            to: panel.wrapping_add(places[first * SIDE + j] + run.lane),
+                            to_channel: strip.width,
+                            to_row: places[SIDE] - places[0],
+                            channels: source.channels,
+                            rows,
+                            before: 0,
+                            columns,
+                            after: run.tiles - columns + idle,
+                        });
                     }
                 }
             }
