@@ -475,12 +475,11 @@ impl Vector for f32 {
     const MINUS_ONE: f32 = -1.0;
     const HALF: f32 = 0.5;
     #[cfg(target_arch = "x86_64")]
-    const AVX512: Moves<f32> =
-        Moves {
-            transpose: avx512::transpose,
-            pack: avx512::pack,
-            transform_weights: winograd::transposed::transform_weights::<Avx512>,
-        };
+    const AVX512: Moves<f32> = Moves {
+        transpose: avx512::transpose,
+        pack: avx512::pack,
+        transform_weights: winograd::transposed::transform_weights::<Avx512>,
+    };
     #[cfg(target_arch = "x86_64")]
     const AVX2: Moves<f32> = Moves {
         transpose: avx2::transpose,

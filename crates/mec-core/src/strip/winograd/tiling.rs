@@ -456,9 +456,8 @@ impl Tiling {
             for j in 0..OUTPUTS {
                 let left = run.column + j;
                 let columns = (w.reach.input - left).div_ceil(OUTPUTS).min(run.tiles);
-                let offset = run.image as isize * image
-                    + run.row as isize * row
-                    + left as isize * column;
+                let offset =
+                    run.image as isize * image + run.row as isize * row + left as isize * column;
                 for (first, rows, columns) in [(0, rows, columns), (rows, OUTPUTS - rows, 0)] {
                     let offset = offset + first as isize * row;
                     // SAFETY: only rows and columns inside the input are read; the lanes written are this run's, and
