@@ -447,9 +447,7 @@ fn apart<T: Copy, const LANES: usize>([a, b]: [[T; LANES]; 2]) -> [[T; LANES]; 2
 #[inline(always)]
 fn shifted<T: Copy, const LANES: usize>(a: [T; LANES], next: T) -> [T; LANES] {
     let mut shifted = [next; LANES];
-    for lane in 1..LANES {
-        shifted[lane - 1] = a[lane];
-    }
+    shifted[..LANES - 1].copy_from_slice(&a[1..]);
     shifted
 }
 

@@ -14,15 +14,16 @@ use crate::{Geometry, Pass};
 use std::ops::Range;
 
 /// Whether `pass` of a depthwise convolution reads its planes where they lie.
-pub(crate) fn in_place<T>(g: &Geometry, pass: Pass) -> bool {
+pub(crate) fn in_place<T>(kernel: &Kernel<T>, g: &Geometry, pass: Pass) -> bool {
     let [h, w] = [&g.height, &g.width];
     let square = h.kernel == w.kernel && h.stride == w.stride;
     if !square || [h.dilation, w.dilation] != [1, 1] || !matches!(h.stride, 1 | 2) {
         return false;
     }
+    let serves = |stride, size| rows_serve::<T>(kernel.lanes, h.kernel, stride, size);
     match pass {
-        Pass::Forward => rows_serve::<T>(h.kernel, h.output * w.output),
-        Pass::InputGradient if h.stride == 1 => rows_serve::<T>(h.kernel, h.input * w.input),
+        Pass::Forward => serves(h.stride, [h.output, w.output]),
+        Pass::InputGradient if h.stride == 1 => serves(1, [h.input, w.input]),
         Pass::InputGradient => spread_serves(h.kernel, [h.pad_before, w.pad_before]),
         _ => h.kernel == 3,
     }
@@ -30,9 +31,9 @@ pub(crate) fn in_place<T>(g: &Geometry, pass: Pass) -> bool {
 
 /// Whether the input gradient of a layer with one input channel for each group, and several output channels, adds up
 /// planes of `dy` where they lie: a panel of them is read hardly more often than it is written (m1).
-pub(crate) fn adds_in_place<T>(g: &Geometry) -> bool {
+pub(crate) fn adds_in_place<T>(kernel: &Kernel<T>, g: &Geometry) -> bool {
     let several = g.channels_in == g.groups && g.channels_out > g.groups;
-    several && g.height.stride == 1 && in_place::<T>(g, Pass::InputGradient)
+    several && g.height.stride == 1 && in_place(kernel, g, Pass::InputGradient)
 }
 
 /// The channels of a batch in sets, each one task's: planes of one image are one distance apart.

@@ -133,7 +133,7 @@ impl Work {
     ) -> Result<Self, Error> {
         let threads = rayon::current_num_threads();
         let planes = g.is_depthwise() && layout.columns_join;
-        if pass == Pass::BiasGradient || planes && depthwise::in_place::<T>(g, pass) {
+        if pass == Pass::BiasGradient || planes && depthwise::in_place(kernel, g, pass) {
             return Ok(Self { method: Method::Planes, threads, workspace_bytes: 0 });
         }
         let forward = || Correlation::forward(g, layout.rows_join, kernel.lanes);
@@ -164,7 +164,7 @@ impl Work {
                 Self::staged(kernel, gradient(false), pass, settings, threads)
             }
             _ if planes => Self::staged(kernel, vec![forward()], pass, settings, threads),
-            Pass::InputGradient if layout.columns_join && depthwise::adds_in_place::<T>(g) => {
+            Pass::InputGradient if layout.columns_join && depthwise::adds_in_place(kernel, g) => {
                 Some(Self { method: Method::Planes, threads, workspace_bytes: 0 })
             }
             Pass::InputGradient if layout.columns_join => {

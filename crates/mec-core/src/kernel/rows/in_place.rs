@@ -19,16 +19,28 @@ const BAND: usize = 16;
 /// outputs that meet it. 28 x 28 took 0.6 of the time of tiles, 56 x 56 1.6 (Zen 3): memory is not met in order.
 const SMALL: usize = 6 << 10;
 
-/// Whether planes of `outputs` elements are read in place for a kernel of `kernel` x `kernel`. The weights of the larger
-/// ones are read from memory for each register: only for small planes is that sooner than to copy them first (5 x 5 on
-/// 14 x 14 0.5 to 0.75 of the time, on 28 x 28 0.8 to 0.95, 7 x 7 on 56 x 56 1.8).
-pub(crate) fn serves<T>(kernel: usize, outputs: usize) -> bool {
-    kernel == 3 || matches!(kernel, 5 | 7) && small::<T>([outputs, 1])
+/// The same at stride 1 where a register is a whole cache line: 40 x 40 took 0.7 of the time of tiles, 56 x 56 0.85,
+/// 64 x 64 0.8 to 1.2 (Sapphire Rapids).
+const SMALL_BY_LINES: usize = 14 << 10;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Whether planes of an output of `size` are read in place for a kernel of `kernel` x `kernel`, by registers of so many
+/// `lanes`. The weights of the larger ones are read from memory for each register: only for small planes is that sooner
+/// than to copy them first (5 x 5 on 14 x 14 0.5 to 0.75 of the time, on 28 x 28 0.8 to 0.95, 7 x 7 on 56 x 56 1.8).
+pub(crate) fn serves<T>(lanes: usize, kernel: usize, stride: usize, size: [usize; 2]) -> bool {
+    match kernel {
+        3 => true,
+        5 | 7 => small::<T>(lanes, stride, size),
+        _ => false,
+    }
 }
 
-/// Whether a plane of the output is taken by whole columns.
-fn small<T>([height, width]: [usize; 2]) -> bool {
-    height * width * size_of::<T>() <= SMALL
+/// Whether a plane of the output is taken by whole columns of so many `lanes`.
+fn small<T>(lanes: usize, stride: usize, [height, width]: [usize; 2]) -> bool {
+    let by_lines = stride == 1 && lanes * size_of::<T>() == LINE;
+    height * width * size_of::<T>() <= if by_lines { SMALL_BY_LINES } else { SMALL }
 }
 
 /// A pass over the outputs of a kernel of `K` x `K`.
@@ -232,8 +244,13 @@ pub(super) struct Tiles<T> {
 impl<T: Vector> Tiles<T> {
     /// Rows from one that is read to one that is asked for, in a register's columns. Of large planes, where tiles have
     /// met most lines, that only held the reads up (56 x 56 and 112 x 112 1.05 to 1.15 times as long, Zen 3).
-    fn ahead(&self) -> isize {
-        if small::<T>(self.size) || self.window.stride == 2 { BAND as isize } else { 0 }
+    fn ahead<S: Simd>(&self) -> isize {
+        if self.small::<S>() || self.window.stride == 2 { BAND as isize } else { 0 }
+    }
+
+    /// Whether planes are taken by whole columns.
+    fn small<S: Simd>(&self) -> bool {
+        small::<T>(T::lanes::<S>(), self.window.stride, self.size)
     }
 
     /// The columns whose registers are whole and meet the input's rows inside.
@@ -257,7 +274,7 @@ pub(super) unsafe fn run<T: Vector, I: Isa, const K: usize>(pass: &impl Pass<T, 
     let lanes = T::lanes::<I::Token>();
     let tiles = pass.tiles();
     let [height, width] = tiles.size;
-    let small = small::<T>(tiles.size);
+    let small = tiles.small::<I::Token>();
     // The larger kernels are for small planes alone: `serves`.
     let columns = small || K > 3 || tiles.window.stride == 2;
     let inner = if columns { 0..0 } else { tiles.inner(K, lanes) };
@@ -391,7 +408,7 @@ unsafe fn edge<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
         masks[m] = tiles.x.mask(simd, left + m as isize, count);
     }
     let (y, top) = (rows.start, rows.start as isize + base[0]);
-    let ahead = tiles.ahead();
+    let ahead = tiles.ahead::<S>();
     let column = Column { y, x, rows: rows.len(), columns: T::first(simd, count), top, ahead };
     for plane in planes {
         let met = Edge::<T, S, K> { x: tiles.planes.plane(&tiles.x, plane), left, masks, ahead };
@@ -430,7 +447,7 @@ unsafe fn apart<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
         }
     }
     let (y, top) = (rows.start, (2 * rows.start) as isize + base[0]);
-    let ahead = tiles.ahead();
+    let ahead = tiles.ahead::<S>();
     let column = Column { y, x, rows: rows.len(), columns: T::first(simd, count), top, ahead };
     for plane in planes {
         let met = Apart::<T, S, K> { x: tiles.planes.plane(&tiles.x, plane), left, masks, ahead };
@@ -520,7 +537,8 @@ impl<T: Vector, const ADD: bool, const K: usize> Pass<T, K> for Forward<'_, T, A
         let Rows { planes, weights, bias, out, size, .. } = *self.0;
         let len = size[0] * size[1];
         // Of large planes all have a band before any has the next: a plane may not write into the one behind it.
-        let with = if small::<T>(size) { planes.count - plane } else { 1 };
+        let small = Pass::<T, K>::tiles(self).small::<S>();
+        let with = if small { planes.count - plane } else { 1 };
         (state.out, state.room) = match ADD {
             true => (out, 0),
             false => (out.wrapping_add(plane * len), with * len),

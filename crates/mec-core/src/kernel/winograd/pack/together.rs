@@ -200,15 +200,10 @@ fn columns_apart<K: Together, T: Vector, S: Simd>(
     let mut columns = [T::splat(simd, T::ZERO); MOST_COLUMNS];
     if K::STEP == 2 {
         let first = T::apart_by_four::<S>([row[0], row[1], row[2], row[3]]);
-        for k in 0..4 {
-            columns[k] = first[k];
-        }
+        columns[..4].copy_from_slice(&first);
     } else {
         let first = [row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]];
-        let first = T::apart_by_eight::<S>(first);
-        for k in 0..8 {
-            columns[k] = first[k];
-        }
+        columns[..8].copy_from_slice(&T::apart_by_eight::<S>(first));
     }
     // Column `k` of the next tile is the same tile's column further on.
     let mut behind = [T::ZERO; MOST_COLUMNS];
