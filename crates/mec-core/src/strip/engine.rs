@@ -18,7 +18,7 @@ use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Steps, Strip};
 use super::strips::Strips;
-use super::workers::{for_each_worker, locate, spread};
+use super::workers::{for_each_worker_apart, locate};
 use crate::kernel::{
     Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, Scatter, Tap, Tile, Vector,
     prefetch,
@@ -70,7 +70,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
-    for_each_worker(threads, tasks, |numbers| {
+    for_each_worker_apart(threads, tasks, |numbers| {
         let memory = Workspace::new(memory_len(jobs));
         let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
         let taps = Vec::with_capacity(2 * most_taps);
@@ -78,7 +78,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let mut worker = Worker { kernel, operands, memory, taps, packed };
         for number in numbers {
             // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
-            unsafe { worker.run(jobs, spread(number, tasks, threads)) };
+            unsafe { worker.run(jobs, number) };
         }
     });
 }

@@ -38,6 +38,7 @@ use super::keeps;
 use super::planned;
 use super::space;
 use super::strips::TileSize;
+use crate::WORKSPACE_PER_THREAD;
 use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
 pub(crate) use blocks::Blocks;
@@ -82,10 +83,20 @@ const STRIDED_PRODUCT: f64 = 0.8;
 const INPUT: f64 = 5.6;
 /// Transforming the weights of one position, piece, channel and output.
 const WEIGHT: f64 = 0.56;
-/// Transforming and storing a register of tiles of one output.
-const OUTPUT: f64 = 100.0;
+/// Transforming a register of tiles of one output.
+const OUTPUT: f64 = 50.0;
+/// Storing both rows of outputs of one run of tiles.
+const RUN: f64 = 24.0;
+/// Storing the sums of one output at one position, of a register of tiles.
+const SUM: f64 = 1.5;
 /// The same of tiles of inputs.
 const ADDITION: f64 = 130.0;
+
+/// Bytes of a thread's workspace that cost nothing.
+const FREE_BYTES: usize = 384 << 10;
+/// By what share of its time a plan must be sooner to be worth [`WORKSPACE_PER_THREAD`] bytes more: a larger panel always
+/// saves some work, the last hundredths for half of the memory.
+const PRICE: f64 = 0.2;
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);
@@ -104,7 +115,8 @@ pub(crate) fn jobs(
     // Weights of its own take some of the room.
     let room = |c: &Correlation| limits[1].saturating_sub(space::weights_len(c) * size.bytes);
     let timed = |correlations: &[Correlation], size| {
-        let plan = |c: &Correlation| Winograd::new(c, size, limits[0].min(room(c)));
+        let plan =
+            |c: &Correlation| Winograd::new(c, size, threads, [limits[0].min(room(c)), room(c)]);
         let jobs = planned(correlations, plan)?;
         Some((jobs.iter().map(|(c, plan)| plan.cycles(c, 1)).sum::<f64>(), jobs))
     };
@@ -119,7 +131,6 @@ pub(crate) fn jobs(
     }
     for (c, plan) in &mut jobs {
         plan.divide(c, threads);
-        *plan = plan.keeping(c, size, threads, room(c));
     }
     Some(jobs)
 }
@@ -145,13 +156,14 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
 }
 
 impl Winograd {
-    /// Plans `c` for one thread and at most `limit` bytes of panel and what it is multiplied with.
-    fn new(c: &Correlation, size: TileSize, limit: usize) -> Option<Self> {
+    /// Plans `c` for one thread: for at most so many bytes of panel and what it is multiplied with, and of workspace
+    /// where it keeps the weights, from panel to panel of one of `threads`.
+    fn new(c: &Correlation, size: TileSize, threads: usize, limits: [usize; 2]) -> Option<Self> {
         let tiling = Tiling::new(c)?;
         let of_inputs =
             Tiling::of_inputs(c).filter(|inputs| inputs.tiles < tiling.tiles && c.space.is_none());
-        let best = Self::in_panels(c, tiling, size, limit);
-        match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limit)) {
+        let best = Self::in_panels(c, tiling, size, threads, limits);
+        match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, threads, limits)) {
             Some(other) if best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1)) => {
                 Some(other)
             }
@@ -160,16 +172,26 @@ impl Winograd {
     }
 
     /// The same that keeps weights, if they are met again and `room` bytes are enough.
-    fn keeping(self, c: &Correlation, size: TileSize, threads: usize, room: usize) -> Self {
-        let all = c.outputs.div_ceil(self.parts).div_ceil(self.outputs);
-        let keeping = Self { kept: all, ..self };
-        let bytes = keeping.worker_bytes(size);
-        let (weights, whole) = (keeping.weights_len() * size.bytes, self.channels == c.channels);
-        if keeps(weights, whole, self.panels, threads) && bytes <= room { keeping } else { self }
+    fn keeping(self, c: &Correlation, size: TileSize, threads: usize, room: usize) -> Option<Self> {
+        let keeping = Self { kept: self.part_tiles(c), ..self };
+        let bytes = keeping.weights_len() * size.bytes;
+        let met_again = keeps(bytes, self.channels == c.channels, self.panels, threads);
+        (met_again && keeping.worker_bytes(size) <= room).then_some(keeping)
     }
 
-    /// The panels of at most `limit` bytes that are soonest with one thread; `None` if none fits.
-    fn in_panels(c: &Correlation, tiling: Tiling, size: TileSize, limit: usize) -> Option<Self> {
+    /// Tiles of output channels of a part, at most.
+    fn part_tiles(&self, c: &Correlation) -> usize {
+        c.outputs.div_ceil(self.parts).div_ceil(self.outputs)
+    }
+
+    /// The panels that are soonest with one thread, their workspace counted; `None` if none fits. See [`Winograd::new`].
+    fn in_panels(
+        c: &Correlation,
+        tiling: Tiling,
+        size: TileSize,
+        threads: usize,
+        [limit, room]: [usize; 2],
+    ) -> Option<Self> {
         let registers = tiling.tiles.div_ceil(size.lanes);
         let strips = registers.div_ceil(size.vectors);
         let whole_images = tiling.first_output.is_some();
@@ -189,6 +211,7 @@ impl Winograd {
             let even = c.channels.div_ceil(blocks);
             // Weights are transformed in whole registers of channels.
             let whole = even.next_multiple_of(size.lanes).min(c.channels);
+            let mut enough = false;
             for channels in iter::once(even).chain((whole > even).then_some(whole)) {
                 plan.channels = channels;
                 let fits = |units: &usize| {
@@ -196,19 +219,37 @@ impl Winograd {
                     plan.worker_bytes(size) <= limit
                 };
                 let most = plan.most_units(size, limit).min(plan.units);
-                if let Some(most) = (1..=most).rev().find(fits) {
-                    plan.panels = plan.units.div_ceil(most);
-                    let cycles = plan.cycles(c, 1);
-                    if cycles < best.0 {
-                        best = (cycles, Some(plan));
+                let Some(most) = (1..=most).rev().find(fits) else { continue };
+                // Of a panel of all tiles that costs nothing, smaller blocks gain nothing.
+                let all = Self { panels: 1, ..plan };
+                enough |= most == plan.units && all.worker_bytes(size) <= FREE_BYTES;
+                // The largest panel that fits, and some smaller ones: this is done in every call.
+                let mut last = 0;
+                for units in [most, most - most / 4, most / 2, most / 4] {
+                    if units == 0 || units == last {
+                        continue;
+                    }
+                    last = units;
+                    plan.panels = plan.units.div_ceil(units);
+                    for plan in iter::once(plan).chain(plan.keeping(c, size, threads, room)) {
+                        let score = plan.cycles(c, 1) * plan.price(size);
+                        if score < best.0 {
+                            best = (score, Some(plan));
+                        }
                     }
                 }
             }
-            if even <= size.lanes {
+            if even <= size.lanes || enough {
                 break;
             }
         }
         best.1
+    }
+
+    /// What its time is multiplied with when plans of different workspace are compared.
+    fn price(&self, size: TileSize) -> f64 {
+        let beyond = self.worker_bytes(size).saturating_sub(FREE_BYTES);
+        1.0 + PRICE * beyond as f64 / WORKSPACE_PER_THREAD as f64
     }
 
     /// Bytes of workspace for each thread.
@@ -267,6 +308,9 @@ impl Winograd {
             let most = if c.space.is_some() { 1 } else { tiles.min(2 * threads) };
             for parts in (1..=most).step_by(threads.div_ceil(8)) {
                 (self.panels, self.parts) = (panels, parts);
+                if self.kept > 1 {
+                    self.kept = self.part_tiles(c);
+                }
                 let cycles = self.cycles(c, threads);
                 // It must be clearly better: panels transform the weights anew, parts the input.
                 if cycles < best.0 * if parts > 1 { 0.97 } else { 0.99 } {
@@ -283,25 +327,32 @@ impl Winograd {
         let blocks = c.channels.div_ceil(self.channels) as f64;
         let channels = c.channels as f64;
         let products = self.tiling.products as f64;
+        let output = match self.whole_images() {
+            true => ADDITION,
+            // A register's runs: those that begin in it, and one that began before.
+            false => OUTPUT + RUN * (1.0 + self.lanes as f64 / self.tiling.width.tiles as f64),
+        };
         let register = channels * outputs * products * PRODUCT
             + channels * products * INPUT
-            + blocks * outputs * if self.whole_images() { ADDITION } else { OUTPUT };
-        // Blocks of channels that are not whole registers transform more of them.
+            + blocks * outputs * (POSITIONS as f64 * SUM + output);
+        // Weights are transformed in whole registers of channels.
         let whole = |channels: usize| channels.next_multiple_of(self.lanes);
-        let blocked =
+        let transformed =
             c.channels / self.channels * whole(self.channels) + whole(c.channels % self.channels);
-        let more = blocked as f64 / whole(c.channels) as f64;
-        let task = channels * products * outputs * WEIGHT * more;
+        let task = transformed as f64 * products * outputs * WEIGHT;
         let tasks = self.tasks(c.groups).div_ceil(threads);
+        // Kept, they are transformed once for the panels of a part.
+        let transforms = if self.kept > 1 { tasks.div_ceil(self.panels) } else { tasks };
         if threads == 1 {
             // The last panel may have less to do.
             let even = self.units as f64 / self.units.next_multiple_of(self.panels) as f64;
-            return (self.panel_registers() as f64 * register + task) * tasks as f64 * even;
+            let registers = self.panel_registers() as f64 * tasks as f64;
+            return (registers * register + task * transforms as f64) * even;
         }
         // Of a thread's panels, one after the other, the last ones may be the largest.
         let registers = tasks / self.panels * self.all_registers()
             + tasks % self.panels * self.panel_registers();
-        registers as f64 * register + tasks as f64 * task
+        registers as f64 * register + transforms as f64 * task
     }
 
     /// Elements of a strip of a panel.

@@ -10,31 +10,55 @@ pub(crate) fn for_each_worker(
     work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
 ) {
     let taken = AtomicUsize::new(0);
-    let next = || Some(taken.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
+    let next = |_| Some(taken.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
+    start(threads.min(tasks), next, work);
+}
+
+/// The same, but that each worker takes a range of its own in order, and then what is left of the others'.
+///
+/// Neighbouring strips share cache lines of the output. Two threads that write them at a time take
+/// them from each other: m1 and cv7 then ran no faster on two threads than on one. And what a worker keeps for its
+/// next task, neighbours have in common: dealt in turns, the ranges were swapped whenever one worker was late, and cv1
+/// transformed its weights again for each panel.
+pub(crate) fn for_each_worker_apart(
+    threads: usize,
+    tasks: usize,
+    work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
+) {
+    let ranges = threads.min(tasks);
+    let first = |range: usize| range * tasks / ranges;
+    let taken: Vec<_> = (0..ranges).map(|range| AtomicUsize::new(first(range))).collect();
+    let take = |range: usize| {
+        Some(taken[range].fetch_add(1, Ordering::Relaxed)).filter(|&task| task < first(range + 1))
+    };
+    let next = |worker: usize| (0..ranges).find_map(|n| take((worker + n) % ranges));
+    start(ranges, next, work);
+}
+
+/// Starts up to so many workers; `next` gives a worker, by its number, its next task.
+fn start(
+    workers: usize,
+    next: impl Fn(usize) -> Option<usize> + Sync,
+    work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
+) {
+    let started = AtomicUsize::new(0);
     let start = || {
-        if let Some(first) = next() {
-            work(&mut std::iter::once(first).chain(std::iter::from_fn(next)));
+        let worker = started.fetch_add(1, Ordering::Relaxed);
+        let mut tasks = std::iter::from_fn(|| next(worker));
+        if let Some(first) = tasks.next() {
+            work(&mut std::iter::once(first).chain(tasks));
         }
     };
-    if threads.min(tasks) <= 1 {
+    if workers <= 1 {
         start();
     } else {
         rayon::in_place_scope(|scope| {
-            for _ in 1..threads.min(tasks) {
+            for _ in 1..workers {
                 scope.spawn(|_| start());
             }
             start();
         });
     }
-}
-
-/// The task that is dealt as number `number`: threads work in ranges of their own.
-///
-/// Neighbouring strips share cache lines of the output. Two threads that write them at a time take
-/// them from each other: m1 and cv7 then ran no faster on two threads than on one.
-pub(crate) fn spread(number: usize, tasks: usize, threads: usize) -> usize {
-    let (range, place) = (number % threads, number / threads);
-    range * (tasks / threads) + range.min(tasks % threads) + place
 }
 
 /// Which of several pieces of work the task with number `number` belongs to, and its number there: the pieces
@@ -52,12 +76,19 @@ pub(crate) fn locate(tasks: impl Iterator<Item = usize>, mut number: usize) -> (
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     #[test]
     fn every_task_is_dealt_once() {
-        for tasks in 1..40 {
+        for tasks in 0..40 {
             for threads in 1..7 {
-                let mut dealt: Vec<_> = (0..tasks).map(|n| spread(n, tasks, threads)).collect();
+                let dealt = Mutex::new(Vec::new());
+                for_each_worker_apart(threads, tasks, |numbers| {
+                    for number in numbers {
+                        dealt.lock().unwrap().push(number);
+                    }
+                });
+                let mut dealt = dealt.into_inner().unwrap();
                 dealt.sort_unstable();
                 assert!(dealt.into_iter().eq(0..tasks), "{tasks} tasks, {threads} threads");
             }

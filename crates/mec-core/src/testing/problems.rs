@@ -76,6 +76,8 @@ fn options() -> Vec<Problem> {
             .same(2)
             .groups(2),
         problem("stride 4, padded", [2, 9, 21, 70], [7, 9, 9, 9]).stride(4, 4).same(3),
+        problem("stride 4, 9x9, many columns", [1, 2, 13, 150], [3, 2, 9, 9]).stride(4, 4),
+        problem("stride 2, 4x4, many columns", [2, 3, 9, 77], [4, 3, 4, 4]).stride(2, 2).same(1),
         problem("stride 3, 5x5", [2, 2, 17, 14], [3, 2, 5, 5]).stride(3, 3).same(2),
         problem("stride 4, 11x11", [1, 3, 35, 35], [8, 3, 11, 11]).stride(4, 4),
         problem("stride 4, 11x11, many columns", [1, 2, 15, 83], [4, 2, 11, 11]).stride(4, 4),
@@ -110,6 +112,7 @@ fn options() -> Vec<Problem> {
         problem("dilation 3 x 1", [2, 3, 13, 8], [4, 3, 3, 3]).dilate(3, 1),
         problem("dilation of one kernel element", [2, 3, 7, 8], [4, 3, 1, 1]).dilate(5, 6),
         problem("dilated as large as the image", [2, 3, 9, 7], [4, 3, 3, 3]).dilate(4, 3),
+        problem("dilation 2, many columns", [2, 3, 9, 79], [4, 3, 3, 3]).dilate(2, 2).same(2),
         problem("dilation 2, stride 2", [2, 3, 13, 14], [4, 3, 3, 3]).dilate(2, 2).stride(2, 2),
         problem("dilation 4, stride 2", [2, 2, 17, 18], [3, 2, 3, 3]).dilate(4, 4).stride(2, 2),
         problem("dilation 2, stride 4", [2, 2, 17, 18], [3, 2, 3, 3]).dilate(2, 2).stride(4, 4),
