@@ -273,7 +273,8 @@ impl Work {
         let taps = correlations.iter().map(engine::taps_bytes).max().unwrap_or(0);
         let bound = (WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared);
         let room = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
-        let each = room.min(kernel.panel_bytes.saturating_sub(taps));
+        let within = |bytes: usize| room.min(bytes.saturating_sub(taps));
+        let each = within(kernel.panel_bytes);
         let mut jobs = Vec::with_capacity(correlations.len());
         for c in correlations {
             let Some(strips) = Strips::new(c, size, threads, [each, room]) else {
@@ -295,7 +296,8 @@ impl Work {
         let lists = winograd::jobs_bytes(phases + usize::from(to_space.is_some()));
         let fit = lists <= room && plain <= limit.saturating_sub(shared + lists);
         let fewer = fewer(settings.algorithm).filter(|_| fit).and_then(|forced| {
-            let limits = [each, room].map(|limit| limit.saturating_sub(lists));
+            let limits = [within(kernel.transformed_bytes), room];
+            let limits = limits.map(|limit| limit.saturating_sub(lists));
             let to_space = to_space.map(|c| (c, all));
             winograd::jobs(&apart(), size, to_space, threads, limits, forced)
         });

@@ -82,7 +82,7 @@ const STRIDED_PRODUCT: f64 = 0.8;
 /// Packing and transforming a register of tiles at one position, of one piece and channel.
 const INPUT: f64 = 5.6;
 /// Transforming the weights of one position, piece, channel and output.
-const WEIGHT: f64 = 0.56;
+const WEIGHT: f64 = 0.45;
 /// Transforming a register of tiles of one output.
 const OUTPUT: f64 = 50.0;
 /// Storing both rows of outputs of one run of tiles.
@@ -96,7 +96,7 @@ const ADDITION: f64 = 130.0;
 const FREE_BYTES: usize = 384 << 10;
 /// By what share of its time a plan must be sooner to be worth [`WORKSPACE_PER_THREAD`] bytes more: a larger panel always
 /// saves some work, the last hundredths for half of the memory.
-const PRICE: f64 = 0.2;
+const PRICE: f64 = 0.4;
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);
