@@ -64,14 +64,14 @@ unsafe fn strided<const STEP: usize>(p: &Pack<f32>) {
 /// Lanes 0, 2, 4, ... of two registers.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-pub(super) fn even(a: __m256, b: __m256) -> __m256 {
+fn even(a: __m256, b: __m256) -> __m256 {
     in_order(_mm256_shuffle_ps::<0x88>(a, b))
 }
 
 /// Lanes 1, 3, 5, ... of two registers.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-pub(super) fn odd(a: __m256, b: __m256) -> __m256 {
+fn odd(a: __m256, b: __m256) -> __m256 {
     in_order(_mm256_shuffle_ps::<0xdd>(a, b))
 }
 
@@ -108,7 +108,7 @@ fn in_order(shuffled: __m256) -> __m256 {
 /// The mask of the lanes `start..end`.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-pub(super) fn between(start: usize, end: usize) -> __m256i {
+fn between(start: usize, end: usize) -> __m256i {
     let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     let before = |at: usize| _mm256_cmpgt_epi32(_mm256_set1_epi32(at as i32), lane);
     _mm256_andnot_si256(before(start), before(end))

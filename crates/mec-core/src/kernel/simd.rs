@@ -278,29 +278,67 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         }
     }
 
+    /// Writes the lanes of `mask` from `to` on.
+    ///
+    /// # Safety
+    ///
+    /// The elements of those lanes can be written.
+    unsafe fn store_masked<S: Simd>(
+        simd: S,
+        to: *mut Self,
+        mask: Self::Mask<S>,
+        value: Self::Of<S>,
+    );
+
     /// Writes the lanes of `first` from `to` on.
     ///
     /// # Safety
     ///
     /// The elements of those lanes can be written.
+    #[inline(always)]
     unsafe fn store_first<S: Simd>(
         simd: S,
         to: *mut Self,
         first: First<Self::Mask<S>>,
         value: Self::Of<S>,
-    );
+    ) {
+        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers, as many as the match says.
+        unsafe {
+            if !is_avx2::<S>() {
+                Self::store_masked(simd, to, first.mask, value);
+            } else if first.count == Self::lanes::<S>() {
+                Self::store::<S>(to, value);
+            } else {
+                match Self::lanes::<S>() {
+                    8 => store_pieces::<Self, 8>(to, first.count, transmute_copy(&value)),
+                    _ => store_pieces::<Self, 4>(to, first.count, transmute_copy(&value)),
+                }
+            }
+        }
+    }
 
     /// Writes the lanes of `mask` from `to` on, and may write what is there to the other lanes.
     ///
     /// # Safety
     ///
     /// A register's worth of elements can be read and written at `to`.
+    #[inline(always)]
     unsafe fn store_blended<S: Simd>(
         simd: S,
         to: *mut Self,
         mask: Self::Mask<S>,
         value: Self::Of<S>,
-    );
+    ) {
+        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers, as its masks are.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if is_avx2::<S>() {
+                let (mask, value) = (transmute_copy(&mask), transmute_copy(&value));
+                return avx2::store_blended(to.cast(), mask, value);
+            }
+            Self::store_masked(simd, to, mask, value);
+        }
+    }
 
     /// A whole register, at any alignment.
     ///
@@ -341,22 +379,11 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         unsafe { Self::load::<S>(lanes.as_ptr()) }
     }
 
-    /// The even lanes of two registers, and their odd lanes.
+    /// Of `N` registers that follow each other, a power of two, every `N`th lane from the first on, then from the second
+    /// on, and so on: of two, the even lanes and the odd ones.
     #[inline(always)]
-    fn apart<S: Simd>(pair: [Self::Of<S>; 2]) -> [Self::Of<S>; 2] {
-        apart_by_lanes::<Self, S>(pair)
-    }
-
-    /// Of four registers that follow each other, lanes 0, 4, 8, ..., lanes 1, 5, 9, ... and so on.
-    #[inline(always)]
-    fn apart_by_four<S: Simd>(registers: [Self::Of<S>; 4]) -> [Self::Of<S>; 4] {
-        apart_twice::<Self, S>(registers)
-    }
-
-    /// The same of eight registers.
-    #[inline(always)]
-    fn apart_by_eight<S: Simd>(registers: [Self::Of<S>; 8]) -> [Self::Of<S>; 8] {
-        apart_thrice::<Self, S>(registers)
+    fn apart<S: Simd, const N: usize>(registers: [Self::Of<S>; N]) -> [Self::Of<S>; N] {
+        apart_by_pairs::<Self, S, N>(registers)
     }
 
     /// All lanes but the first, and then `next`.
@@ -394,9 +421,25 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
     }
 }
 
-/// As [`Vector::apart`], lane by lane.
+/// As [`Vector::apart`]: telling all pairs apart as many times as `N` is doubled brings each register to its place.
 #[inline(always)]
-fn apart_by_lanes<T: Vector, S: Simd>(pair: [T::Of<S>; 2]) -> [T::Of<S>; 2] {
+fn apart_by_pairs<T: Vector, S: Simd, const N: usize>(
+    mut registers: [T::Of<S>; N],
+) -> [T::Of<S>; N] {
+    const { assert!(N.is_power_of_two()) };
+    for _ in 0..const { N.ilog2() } {
+        let before = registers;
+        for k in 0..N / 2 {
+            let pair = [before[2 * k], before[2 * k + 1]];
+            [registers[k], registers[N / 2 + k]] = pair_apart::<T, S>(pair);
+        }
+    }
+    registers
+}
+
+/// The same of two, lane by lane.
+#[inline(always)]
+fn pair_apart<T: Vector, S: Simd>(pair: [T::Of<S>; 2]) -> [T::Of<S>; 2] {
     // SAFETY: a vector is plain numbers, as many as the match says.
     unsafe {
         match T::lanes::<S>() {
@@ -410,24 +453,6 @@ fn apart_by_lanes<T: Vector, S: Simd>(pair: [T::Of<S>; 2]) -> [T::Of<S>; 2] {
             }
         }
     }
-}
-
-/// As [`Vector::apart_by_four`].
-#[inline(always)]
-fn apart_twice<T: Vector, S: Simd>([a, b, c, d]: [T::Of<S>; 4]) -> [T::Of<S>; 4] {
-    let ([a, b], [c, d]) = (T::apart::<S>([a, b]), T::apart::<S>([c, d]));
-    let ([a, c], [b, d]) = (T::apart::<S>([a, c]), T::apart::<S>([b, d]));
-    [a, b, c, d]
-}
-
-/// As [`Vector::apart_by_eight`].
-#[inline(always)]
-fn apart_thrice<T: Vector, S: Simd>(r: [T::Of<S>; 8]) -> [T::Of<S>; 8] {
-    let ([a, b], [c, d]) = (T::apart::<S>([r[0], r[1]]), T::apart::<S>([r[2], r[3]]));
-    let ([e, f], [g, h]) = (T::apart::<S>([r[4], r[5]]), T::apart::<S>([r[6], r[7]]));
-    let [a, c, e, g] = T::apart_by_four::<S>([a, c, e, g]);
-    let [b, d, f, h] = T::apart_by_four::<S>([b, d, f, h]);
-    [a, b, c, d, e, f, g, h]
 }
 
 /// The even elements of two arrays, and their odd elements.
@@ -487,33 +512,20 @@ impl Vector for f32 {
     type Of<S: Simd> = S::f32s;
 
     #[inline(always)]
-    fn apart<S: Simd>(pair: [Self::Of<S>; 2]) -> [Self::Of<S>; 2] {
+    fn apart<S: Simd, const N: usize>(registers: [S::f32s; N]) -> [S::f32s; N] {
         #[cfg(target_arch = "x86_64")]
         if is_avx2::<S>() {
             // SAFETY: where there is its token there is AVX2, and then these are its registers.
-            return unsafe { transmute_copy(&avx2::apart(transmute_copy(&pair))) };
+            unsafe {
+                match N {
+                    2 => return transmute_copy(&avx2::apart(transmute_copy(&registers))),
+                    4 => return transmute_copy(&avx2::apart_by_four(transmute_copy(&registers))),
+                    8 => return transmute_copy(&avx2::transposed(transmute_copy(&registers))),
+                    _ => {}
+                }
+            }
         }
-        apart_by_lanes::<Self, S>(pair)
-    }
-
-    #[inline(always)]
-    fn apart_by_four<S: Simd>(registers: [Self::Of<S>; 4]) -> [Self::Of<S>; 4] {
-        #[cfg(target_arch = "x86_64")]
-        if is_avx2::<S>() {
-            // SAFETY: as above.
-            return unsafe { transmute_copy(&avx2::apart_by_four(transmute_copy(&registers))) };
-        }
-        apart_twice::<Self, S>(registers)
-    }
-
-    #[inline(always)]
-    fn apart_by_eight<S: Simd>(registers: [Self::Of<S>; 8]) -> [Self::Of<S>; 8] {
-        #[cfg(target_arch = "x86_64")]
-        if is_avx2::<S>() {
-            // SAFETY: as above.
-            return unsafe { transmute_copy(&avx2::transposed(transmute_copy(&registers))) };
-        }
-        apart_thrice::<Self, S>(registers)
+        apart_by_pairs::<Self, S, N>(registers)
     }
 
     #[inline(always)]
@@ -585,40 +597,9 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
-    unsafe fn store_blended<S: Simd>(
-        simd: S,
-        to: *mut f32,
-        mask: Self::Mask<S>,
-        value: Self::Of<S>,
-    ) {
-        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers, as its masks are.
-        unsafe {
-            #[cfg(target_arch = "x86_64")]
-            if is_avx2::<S>() {
-                let (mask, value) = (transmute_copy(&mask), transmute_copy(&value));
-                return avx2::store_blended(to.cast(), mask, value);
-            }
-            simd.mask_store_ptr_f32s(MemMask::new(mask), to, value);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_first<S: Simd>(
-        simd: S,
-        to: *mut f32,
-        first: First<Self::Mask<S>>,
-        value: S::f32s,
-    ) {
-        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers.
-        unsafe {
-            if !is_avx2::<S>() {
-                simd.mask_store_ptr_f32s(MemMask::new(first.mask), to, value);
-            } else if first.count == 8 {
-                Self::store::<S>(to, value);
-            } else {
-                store_pieces::<f32, 8>(to, first.count, transmute_copy(&value));
-            }
-        }
+    unsafe fn store_masked<S: Simd>(simd: S, to: *mut f32, mask: Self::Mask<S>, value: S::f32s) {
+        // SAFETY: the caller vouches for the mask's lanes.
+        unsafe { simd.mask_store_ptr_f32s(MemMask::new(mask), to, value) }
     }
 }
 
@@ -679,39 +660,8 @@ impl Vector for f64 {
     }
 
     #[inline(always)]
-    unsafe fn store_blended<S: Simd>(
-        simd: S,
-        to: *mut f64,
-        mask: Self::Mask<S>,
-        value: Self::Of<S>,
-    ) {
-        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers, as its masks are.
-        unsafe {
-            #[cfg(target_arch = "x86_64")]
-            if is_avx2::<S>() {
-                let (mask, value) = (transmute_copy(&mask), transmute_copy(&value));
-                return avx2::store_blended(to.cast(), mask, value);
-            }
-            simd.mask_store_ptr_f64s(MemMask::new(mask), to, value);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store_first<S: Simd>(
-        simd: S,
-        to: *mut f64,
-        first: First<Self::Mask<S>>,
-        value: S::f64s,
-    ) {
-        // SAFETY: the caller vouches for the lanes; a vector of AVX2 is plain numbers.
-        unsafe {
-            if !is_avx2::<S>() {
-                simd.mask_store_ptr_f64s(MemMask::new(first.mask), to, value);
-            } else if first.count == 4 {
-                Self::store::<S>(to, value);
-            } else {
-                store_pieces::<f64, 4>(to, first.count, transmute_copy(&value));
-            }
-        }
+    unsafe fn store_masked<S: Simd>(simd: S, to: *mut f64, mask: Self::Mask<S>, value: S::f64s) {
+        // SAFETY: the caller vouches for the mask's lanes.
+        unsafe { simd.mask_store_ptr_f64s(MemMask::new(mask), to, value) }
     }
 }

@@ -21,11 +21,10 @@ pub(super) mod transposed;
 
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
-    InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformInPlace, TransformOutputs,
-    TransformWeights,
+    InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
-pub(crate) use overlap::{Overlap, TransformAdditions};
+pub(crate) use overlap::{Overlap, TransformAdditions, TransformTiles};
 
 use super::simd::{Isa, Moves, Vector};
 use super::{FEW, MAX_VECTORS, SIZES, TileSizes};
@@ -84,7 +83,7 @@ pub(crate) struct Winograd<T: 'static> {
     /// By vectors of channels (1 to 4).
     accumulates: [unsafe fn(&Accumulate<T>); 4],
     transform_sums: unsafe fn(&TransformSums<T>) -> bool,
-    transform_tiles: unsafe fn(&TransformInPlace<T>),
+    transform_tiles: unsafe fn(&TransformTiles<T>),
     transform_additions: unsafe fn(&TransformAdditions<T>) -> bool,
     overlap: unsafe fn(&Overlap<T>),
 }
@@ -208,7 +207,7 @@ impl<T: Vector> Winograd<T> {
     /// # Safety
     ///
     /// As [`overlap::transform_tiles`].
-    pub unsafe fn transform_tiles(&self, t: &TransformInPlace<T>) {
+    pub unsafe fn transform_tiles(&self, t: &TransformTiles<T>) {
         // SAFETY: the caller vouches for the inputs, this value for the CPU.
         unsafe { (self.transform_tiles)(t) }
     }

@@ -222,9 +222,9 @@ impl Winograd {
                 };
                 let most = plan.most_units(size, limit).min(plan.units);
                 let Some(most) = (1..=most).rev().find(fits) else { continue };
+                plan.panels = plan.units.div_ceil(most);
                 // Of a panel of all tiles that costs nothing, smaller blocks gain nothing.
-                let all = Self { panels: 1, ..plan };
-                enough |= most == plan.units && all.worker_bytes(size) <= FREE_BYTES;
+                enough |= plan.panels == 1 && plan.worker_bytes(size) <= FREE_BYTES;
                 // The largest panel that fits, and some smaller ones: this is done in every call.
                 let mut last = 0;
                 for units in [most, most - most / 4, most / 2, most / 4] {

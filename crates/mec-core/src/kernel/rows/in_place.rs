@@ -205,7 +205,7 @@ impl<T: Vector, S: Simd, const K: usize> Meets<T, S> for Apart<T, S, K> {
                         T::load_masked(simd, row.wrapping_offset(place), self.masks[m / 2][half])
                     }
                 };
-                let [even, odd] = T::apart::<S>([at(0), at(1)]);
+                let [even, odd] = T::apart::<S, 2>([at(0), at(1)]);
                 met[m] = even;
                 if m + 1 < K {
                     met[m + 1] = odd;
@@ -534,10 +534,10 @@ impl<T: Vector, const ADD: bool, const K: usize> Pass<T, K> for Forward<'_, T, A
 
     #[inline(always)]
     unsafe fn plane<S: Simd>(&self, simd: S, state: &mut Output<T, S, K>, plane: usize) {
-        let Rows { planes, weights, bias, out, size, .. } = *self.0;
+        let Rows { planes, window, weights, bias, out, size, .. } = *self.0;
         let len = size[0] * size[1];
         // Of large planes all have a band before any has the next: a plane may not write into the one behind it.
-        let small = Pass::<T, K>::tiles(self).small::<S>();
+        let small = small::<T>(T::lanes::<S>(), window.stride, size);
         let with = if small { planes.count - plane } else { 1 };
         (state.out, state.room) = match ADD {
             true => (out, 0),

@@ -71,18 +71,6 @@ impl InputAxis<'_> {
     }
 }
 
-/// What lies at each position of many tiles, to be transformed in place.
-pub(crate) struct TransformInPlace<T> {
-    /// Kernel rows and columns, 1 to 3 each.
-    pub taps: [usize; 2],
-    /// From where `places` are counted.
-    pub at: *mut T,
-    /// Where the first tile and channel are.
-    pub places: Places,
-    /// Elements of each position, in whole registers.
-    pub len: usize,
-}
-
 /// The weights of some outputs, to be transformed: `G g G'` of each piece of the kernel.
 pub struct TransformWeights<'a, T> {
     /// Kernel element (0, 0) of the first output and channel.
@@ -158,36 +146,6 @@ pub(crate) struct TransformOutputs<T> {
     /// The upper outputs of all tiles of a channel, left and right in turns, for all channels; then the
     /// lower ones.
     pub to: *mut T,
-}
-
-impl<T: Vector> TransformInPlace<T> {
-    /// The register at place `n` of row `i` and column `j` of positions, zero where there are no products.
-    ///
-    /// # Safety
-    ///
-    /// Whole registers can be read at every place.
-    #[inline(always)]
-    pub(super) unsafe fn load<S: Simd>(&self, simd: S, i: usize, j: usize, n: usize) -> T::Of<S> {
-        if has_product(self.taps, i, j) {
-            // SAFETY: the same contract.
-            unsafe { T::load::<S>(self.at.add(self.places[i * SIDE + j] + n)) }
-        } else {
-            T::splat(simd, T::ZERO)
-        }
-    }
-
-    /// Writes that register, where there are products.
-    ///
-    /// # Safety
-    ///
-    /// Whole registers can be written at every place.
-    #[inline(always)]
-    pub(super) unsafe fn store<S: Simd>(&self, i: usize, j: usize, n: usize, value: T::Of<S>) {
-        if has_product(self.taps, i, j) {
-            // SAFETY: the same contract.
-            unsafe { T::store::<S>(self.at.add(self.places[i * SIDE + j] + n), value) };
-        }
-    }
 }
 
 /// The registers that `load` gives for each row and column of positions, transformed along the columns and then

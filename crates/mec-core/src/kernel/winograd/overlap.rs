@@ -7,9 +7,9 @@
 //! y = B [(G g G') * (A d A')] B'      summed over channels; outputs that tiles share are added up
 //! ```
 
-use super::forward::{TransformInPlace, both_ways};
+use super::forward::both_ways;
 use super::gradient::gradient;
-use super::{OUTPUTS, SIDE};
+use super::{OUTPUTS, Places, SIDE, has_product};
 use crate::kernel::simd::{Isa, MAX_LANES, Vector};
 use crate::kernel::tile::Onto;
 use pulp::{Simd, WithSimd};
@@ -51,7 +51,19 @@ pub(crate) struct TransformAdditions<T> {
     pub len: usize,
 }
 
-struct Inputs<'a, T>(&'a TransformInPlace<T>);
+/// Tiles of inputs, which lie at positions 0, 1, [`SIDE`] and `SIDE + 1`, to be transformed in place.
+pub(crate) struct TransformTiles<T> {
+    /// Kernel rows and columns, 2 or 3 each.
+    pub taps: [usize; 2],
+    /// From where `places` are counted.
+    pub at: *mut T,
+    /// Where the first tile and channel are.
+    pub places: Places,
+    /// Elements of each position, in whole registers.
+    pub len: usize,
+}
+
+struct Inputs<'a, T>(&'a TransformTiles<T>);
 
 impl<T: Vector> WithSimd for Inputs<'_, T> {
     type Output = ();
@@ -62,13 +74,16 @@ impl<T: Vector> WithSimd for Inputs<'_, T> {
         for n in (0..t.len).step_by(T::lanes::<S>()) {
             // SAFETY: `transform_tiles`'s contract covers every position.
             unsafe {
-                let input = |i, j| t.load(simd, i, j, n);
+                let at = |i: usize, j: usize| t.at.add(t.places[i * SIDE + j] + n);
+                let input = |i, j| T::load::<S>(at(i, j));
                 let left = gradient::<T, S>(simd, input(0, 0), input(1, 0));
                 let right = gradient::<T, S>(simd, input(0, 1), input(1, 1));
                 for i in 0..SIDE {
                     let row = gradient::<T, S>(simd, left[i], right[i]);
                     for j in 0..SIDE {
-                        t.store::<S>(i, j, n, row[j]);
+                        if has_product(t.taps, i, j) {
+                            T::store::<S>(at(i, j), row[j]);
+                        }
                     }
                 }
             }
@@ -268,12 +283,12 @@ impl<T: Vector> Overlap<T> {
     }
 }
 
-/// Transforms tiles of inputs, which lie at positions 0, 1, [`SIDE`] and `SIDE + 1`, in place.
+/// Transforms tiles of inputs in place.
 ///
 /// # Safety
 ///
 /// The CPU has `I`; `len` elements, in whole registers, can be read and written at each position with a product.
-pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformInPlace<T>) {
+pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformTiles<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Inputs(t));
 }

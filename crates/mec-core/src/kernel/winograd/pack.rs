@@ -3,11 +3,10 @@
 
 mod together;
 
-use super::{PackTiles, Places, SIDE, product_positions};
+use super::{InputPiece, PackTiles, Places, SIDE, product_positions};
 use crate::kernel::lanes::AHEAD;
 use crate::kernel::simd::{Isa, MAX_LANES, Vector};
 use crate::kernel::tile::prefetch;
-use crate::kernel::winograd::InputPiece;
 use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -51,9 +50,9 @@ unsafe fn by_pieces<T: Vector, I: Isa>(p: &PackTiles<T>) {
                 let places = &p.places[r * p.columns.pieces.len() + c];
                 let piece = Piece::new(p, rows, columns, places);
                 match piece.from_column {
-                    1 => by_registers::<T, I, Next>(p, &piece),
-                    2 => by_registers::<T, I, Second>(p, &piece),
-                    4 => by_registers::<T, I, Fourth>(p, &piece),
+                    1 => by_registers::<T, I, Every<2>>(p, &piece),
+                    2 => by_registers::<T, I, Every<4>>(p, &piece),
+                    4 => by_registers::<T, I, Every<8>>(p, &piece),
                     _ => by_registers::<T, I, Apart>(p, &piece),
                 }
             }
@@ -82,50 +81,21 @@ trait Columns<T: Vector> {
     ) -> [T::Of<S>; SIDE];
 }
 
-/// Columns beside each other.
-struct Next;
-
-/// Every second column.
-struct Second;
-
-/// Every fourth column.
-struct Fourth;
+/// Columns that lie `N / 2` apart: of those of `N` registers, the tiles' first and second ones.
+struct Every<const N: usize>;
 
 /// Columns at any distance.
 struct Apart;
 
-impl<T: Vector> Columns<T> for Next {
-    type Inside<S: Simd> = [[T::Mask<S>; 2]; 2];
+impl<T: Vector, const N: usize> Columns<T> for Every<N> {
+    type Inside<S: Simd> = [[T::Mask<S>; N]; 2];
 
     #[inline(always)]
     fn inside<S: Simd>(simd: S, columns: Range<isize>) -> Self::Inside<S> {
-        [masks::<T, S, 2>(simd, 0, &columns), masks::<T, S, 2>(simd, 2, &columns)]
-    }
-
-    #[inline(always)]
-    unsafe fn read<S: Simd>(
-        simd: S,
-        from: *const T,
-        _: isize,
-        inside: &Self::Inside<S>,
-    ) -> [T::Of<S>; SIDE] {
-        // SAFETY: the caller vouches for the columns inside.
-        unsafe {
-            let [a, b] = T::apart::<S>(load::<T, S, 2>(simd, from, &inside[0]));
-            let [c, d] = T::apart::<S>(load::<T, S, 2>(simd, from.wrapping_add(2), &inside[1]));
-            [a, b, c, d]
-        }
-    }
-}
-
-impl<T: Vector> Columns<T> for Second {
-    type Inside<S: Simd> = [[T::Mask<S>; 4]; 2];
-
-    #[inline(always)]
-    fn inside<S: Simd>(simd: S, columns: Range<isize>) -> Self::Inside<S> {
+        let step = const { N as isize / 2 };
         // None is read behind the last one.
-        let inside = 2 * columns.start..2 * columns.end - 1;
-        [masks::<T, S, 4>(simd, 0, &inside), masks::<T, S, 4>(simd, 4, &inside)]
+        let inside = step * columns.start..step * (columns.end - 1) + 1;
+        [masks::<T, S, N>(simd, 0, &inside), masks::<T, S, N>(simd, N as isize, &inside)]
     }
 
     #[inline(always)]
@@ -136,38 +106,14 @@ impl<T: Vector> Columns<T> for Second {
         inside: &Self::Inside<S>,
     ) -> [T::Of<S>; SIDE] {
         // SAFETY: the caller vouches for the columns inside.
-        unsafe {
-            let [a, _, b, _] = T::apart_by_four::<S>(load::<T, S, 4>(simd, from, &inside[0]));
-            let next = load::<T, S, 4>(simd, from.wrapping_add(4), &inside[1]);
-            let [c, _, d, _] = T::apart_by_four::<S>(next);
-            [a, b, c, d]
-        }
-    }
-}
-
-impl<T: Vector> Columns<T> for Fourth {
-    type Inside<S: Simd> = [[T::Mask<S>; 8]; 2];
-
-    #[inline(always)]
-    fn inside<S: Simd>(simd: S, columns: Range<isize>) -> Self::Inside<S> {
-        let inside = 4 * columns.start..4 * columns.end - 3;
-        [masks::<T, S, 8>(simd, 0, &inside), masks::<T, S, 8>(simd, 8, &inside)]
-    }
-
-    #[inline(always)]
-    unsafe fn read<S: Simd>(
-        simd: S,
-        from: *const T,
-        _: isize,
-        inside: &Self::Inside<S>,
-    ) -> [T::Of<S>; SIDE] {
-        // SAFETY: the caller vouches for the columns inside.
-        unsafe {
-            let first = T::apart_by_eight::<S>(load::<T, S, 8>(simd, from, &inside[0]));
-            let next = load::<T, S, 8>(simd, from.wrapping_add(8), &inside[1]);
-            let next = T::apart_by_eight::<S>(next);
-            [first[0], first[4], next[0], next[4]]
-        }
+        let [first, next] = unsafe {
+            [
+                load::<T, S, N>(simd, from, &inside[0]),
+                load::<T, S, N>(simd, from.wrapping_add(N), &inside[1]),
+            ]
+        };
+        let (first, next) = (T::apart::<S, N>(first), T::apart::<S, N>(next));
+        [first[0], first[N / 2], next[0], next[N / 2]]
     }
 }
 

@@ -143,8 +143,8 @@ impl<I: Fours, const ROWS: usize, const COLUMNS: usize, const STEP: isize> WithS
         let first = t.from.wrapping_offset(t.element(piece, [0, 0]));
         let row_step = t.apart[0] as isize * t.steps[0];
         // Channels outermost: where outputs lie beside each other, each channel's are met together.
-        for c in (0..t.channels).step_by(lanes::<I>()) {
-            let offsets = offsets(t, c);
+        for c in (0..t.channels).step_by(f32::lanes::<I::Token>()) {
+            let offsets = offsets::<I>(t, c);
             for r in 0..t.outputs {
                 let from = first.wrapping_offset(r as isize * t.output);
                 // SAFETY: the caller vouches for the weights of these channels, and for both sides.
@@ -197,9 +197,9 @@ impl<I: Fours, const STEP: isize> WithSimd for AtStride2<'_, I, STEP> {
         let zero = f32::splat(simd, 0.0);
         let [two_one, two_two, one_two, one_one] = t.pieces else { return };
         // The last register first: it may reach into the next piece, whose first one is written later.
-        let last = (t.channels - 1) / lanes::<I>() * lanes::<I>();
-        for c in iter::once(last).chain((0..last).step_by(lanes::<I>())) {
-            let offsets = offsets(t, c);
+        let last = (t.channels - 1) / f32::lanes::<I::Token>() * f32::lanes::<I::Token>();
+        for c in iter::once(last).chain((0..last).step_by(f32::lanes::<I::Token>())) {
+            let offsets = offsets::<I>(t, c);
             for r in 0..t.outputs {
                 let from = t.from.wrapping_offset(r as isize * t.output);
                 // SAFETY: the caller vouches for the weights of these channels, and for both sides.
@@ -264,17 +264,12 @@ unsafe fn store_columns<I: Fours, const OUTER_FIRST: bool>(
     }
 }
 
-/// Elements of a register.
-const fn lanes<I: Isa>() -> usize {
-    size_of::<Of<I>>() / size_of::<f32>()
-}
-
 /// Elements from the first channel's weights to those of a register's channels, from `first` on; the last channel's
 /// stand for those missing.
 #[inline(always)]
-fn offsets(t: &TransformWeights<f32>, first: usize) -> [isize; MAX_LANES] {
+fn offsets<I: Isa>(t: &TransformWeights<f32>, first: usize) -> [isize; MAX_LANES] {
     let mut offsets = [0; MAX_LANES];
-    for lane in 0..MAX_LANES {
+    for lane in 0..f32::lanes::<I::Token>() {
         offsets[lane] = (first + lane).min(t.channels - 1) as isize * t.channel;
     }
     offsets
@@ -302,9 +297,9 @@ unsafe fn channels<I: Fours, const ROWS: usize, const COLUMNS: usize, const STEP
     let lowest = const { if STEP < 0 { STEP * (COLUMNS as isize - 1) } else { 0 } };
     let first = first.wrapping_offset(lowest);
     let mut channel = [first; MAX_LANES];
-    for lane in 0..lanes::<I>() {
+    for lane in 0..f32::lanes::<I::Token>() {
         channel[lane] = first.wrapping_offset(offsets[lane]);
-        let ahead = channel[lane].wrapping_offset(lanes::<I>() as isize * t.channel);
+        let ahead = channel[lane].wrapping_offset(f32::lanes::<I::Token>() as isize * t.channel);
         prefetch(ahead);
         // Rows of a larger kernel lie further apart than a line reaches.
         if row_step.abs() > 3 {
@@ -319,7 +314,7 @@ unsafe fn channels<I: Fours, const ROWS: usize, const COLUMNS: usize, const STEP
         let at = y as isize * row_step - isize::from(before);
         // SAFETY: x86-64 has it.
         let mut read = [unsafe { _mm_setzero_ps() }; MAX_LANES];
-        for lane in 0..lanes::<I>() {
+        for lane in 0..f32::lanes::<I::Token>() {
             let from = channel[lane].wrapping_offset(at);
             // SAFETY: the caller vouches for the kernel's elements, between which these lie.
             read[lane] = unsafe {

@@ -2,7 +2,7 @@
 
 use crate::kernel::{
     InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
-    TransformInPlace, Vector, product_positions, taps_before,
+    TransformTiles, Vector, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
@@ -382,7 +382,7 @@ impl Tiling {
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
             self.pack_inputs(kernel, strip, source, panel, &places);
-            kernel.winograd.transform_tiles(&TransformInPlace { taps, at: panel, places, len });
+            kernel.winograd.transform_tiles(&TransformTiles { taps, at: panel, places, len });
         }
     }
 

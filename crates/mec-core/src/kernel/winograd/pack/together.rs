@@ -8,6 +8,7 @@ use crate::kernel::winograd::{PackTiles, SIDE, product_positions};
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// The columns of a kernel at a stride, known when compiled: each row of the input is read once for all pieces, and
 /// rows are added up before their columns are told apart. Packing r2 takes half the instructions that piece after
@@ -132,7 +133,7 @@ struct Register<'a, T, K, const FIRST: bool> {
     rows: &'a [Row<T>],
     place: Place,
     /// The columns inside the input, counted from the first one that the first tile meets.
-    columns: std::ops::Range<isize>,
+    columns: Range<isize>,
     kernel: PhantomData<K>,
 }
 
@@ -199,11 +200,11 @@ fn columns_apart<K: Together, T: Vector, S: Simd>(
     let pitch = const { 2 * K::STEP };
     let mut columns = [T::splat(simd, T::ZERO); MOST_COLUMNS];
     if K::STEP == 2 {
-        let first = T::apart_by_four::<S>([row[0], row[1], row[2], row[3]]);
+        let first = T::apart::<S, 4>([row[0], row[1], row[2], row[3]]);
         columns[..4].copy_from_slice(&first);
     } else {
         let first = [row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]];
-        columns[..8].copy_from_slice(&T::apart_by_eight::<S>(first));
+        columns[..8].copy_from_slice(&T::apart::<S, 8>(first));
     }
     // Column `k` of the next tile is the same tile's column further on.
     let mut behind = [T::ZERO; MOST_COLUMNS];
