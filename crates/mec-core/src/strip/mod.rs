@@ -336,7 +336,7 @@ impl Work {
             return Err(Error::WorkspaceLimit { pass: Pass::WeightGradient, minimum, limit });
         };
         let fewer = fewer(settings.algorithm)
-            .and_then(|forced| winograd::Blocks::new(&c, kernel, each, forced));
+            .and_then(|forced| winograd::Blocks::new(&c, kernel, each, &plain, forced));
         let mut worker = plain.worker_bytes::<T>();
         let mut lists = plain.division().shared_bytes();
         let mut tasks = plain.division().tasks();

@@ -136,9 +136,11 @@ impl Division {
         Self { groups, channels: [c.channels, channels], outputs: [c.outputs, outputs], parts: 1 }
     }
 
-    /// The same in as many parts as make enough tasks, at most `most` and at least one.
+    /// The same in as many parts as make enough tasks, at most `most` and at least one: a power of two, for few tasks
+    /// keep the usual numbers of threads busy evenly only so.
     pub fn in_parts(self, most: usize) -> Self {
-        Self { parts: TASKS_WANTED.div_ceil(self.blocks()).min(most).max(1), ..self }
+        let parts = TASKS_WANTED.div_ceil(self.blocks()).min(most).max(1);
+        Self { parts: 1 << parts.ilog2(), ..self }
     }
 
     /// Parts the positions are divided into.

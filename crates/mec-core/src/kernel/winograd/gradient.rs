@@ -6,8 +6,10 @@ use crate::kernel::outer::STEPS;
 use crate::kernel::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
 
-/// Gradients of the outputs of many tiles, to be transformed: `A dy A'`.
+/// Gradients of the outputs of many tiles, to be transformed: one row of positions of `A dy A'`.
 pub(crate) struct TransformGradients<T> {
+    /// Which row.
+    pub side: usize,
     /// The upper outputs' gradients, left and right in turns for each tile, `width` channels each.
     pub from: *const T,
     /// Elements to the lower outputs'.
@@ -16,7 +18,7 @@ pub(crate) struct TransformGradients<T> {
     pub width: usize,
     /// Tiles.
     pub tiles: usize,
-    /// Position 0 of the first tile; tiles are `width` apart.
+    /// The row's first position of the first tile; tiles are `width` apart.
     pub to: *mut T,
     /// Elements from a position to the next.
     pub position: usize,
@@ -64,9 +66,9 @@ pub(crate) struct TransformSums<T> {
     pub to_channel: usize,
 }
 
-struct Gradients<'a, T>(&'a TransformGradients<T>);
+struct Gradients<'a, T, const ROW: usize>(&'a TransformGradients<T>);
 
-impl<T: Vector> WithSimd for Gradients<'_, T> {
+impl<T: Vector, const ROW: usize> WithSimd for Gradients<'_, T, ROW> {
     type Output = ();
 
     #[inline(always)]
@@ -77,17 +79,14 @@ impl<T: Vector> WithSimd for Gradients<'_, T> {
                 // SAFETY: `transform_gradients`'s contract covers both sides.
                 unsafe {
                     let from = t.from.add(2 * tile * t.width + v);
-                    let left = (T::load::<S>(from), T::load::<S>(from.add(t.row)));
-                    let right = from.add(t.width);
-                    let right = (T::load::<S>(right), T::load::<S>(right.add(t.row)));
-                    let left = gradient::<T, S>(simd, left.0, left.1);
-                    let right = gradient::<T, S>(simd, right.0, right.1);
-                    for i in 0..SIDE {
-                        let row = gradient::<T, S>(simd, left[i], right[i]);
-                        for j in 0..SIDE {
-                            let to = (i * SIDE + j) * t.position + tile * t.width + v;
-                            T::store::<S>(t.to.add(to), row[j]);
-                        }
+                    let side = |from: *const T| {
+                        let both = (T::load::<S>(from), T::load::<S>(from.add(t.row)));
+                        gradient::<T, S>(simd, both.0, both.1)[ROW]
+                    };
+                    let row = gradient::<T, S>(simd, side(from), side(from.add(t.width)));
+                    for j in 0..SIDE {
+                        let to = j * t.position + tile * t.width + v;
+                        T::store::<S>(t.to.add(to), row[j]);
                     }
                 }
             }
@@ -219,10 +218,16 @@ fn sum_weights<T: Vector, S: Simd>(simd: S, [a, b, c, d]: [T::Of<S>; SIDE]) -> [
 /// # Safety
 ///
 /// The CPU has `I`; two times two registers' worth of `width` elements can be read for each tile, and
-/// `width` elements can be written for each tile at each position.
+/// `width` elements can be written for each tile at each position of the row.
 pub(crate) unsafe fn transform_gradients<T: Vector, I: Isa>(t: &TransformGradients<T>) {
     // SAFETY: the caller vouches for the CPU.
-    unsafe { I::token() }.vectorize(Gradients(t));
+    let simd = unsafe { I::token() };
+    match t.side {
+        0 => simd.vectorize(Gradients::<T, 0>(t)),
+        1 => simd.vectorize(Gradients::<T, 1>(t)),
+        2 => simd.vectorize(Gradients::<T, 2>(t)),
+        _ => simd.vectorize(Gradients::<T, 3>(t)),
+    }
 }
 
 /// Multiplies and sums over tiles.

@@ -1,27 +1,34 @@
 //! How a weight gradient by Winograd's filtering is cut into blocks of the result and strips: plain data.
 
-use super::tiling::{GAP, MAX_TILES, Tiling};
-use crate::kernel::{Kernel, OUTPUTS, POSITIONS, STEPS, Vector};
+use super::tiling::{GAP, Tiling};
+use crate::kernel::{Kernel, OUTPUTS, SIDE, STEPS, Vector};
 use crate::plan::Piece;
 use crate::strip::correlation::Correlation;
-use crate::strip::weight_gradient::Division;
+use crate::strip::weight_gradient::{Division, Plain};
 
 /// Tiles a part should sum over: transforming and adding a part costs about as much as 20.
 const TILES_WANTED: usize = 128;
 
-/// Bytes of a thread's workspace, at most: larger blocks gain a few hundredths.
-const BYTES: usize = 512 << 10;
+/// Most tiles of a strip, to choose from: of so many the gradients at a row of positions, 64 output channels wide, are as
+/// large as the first-level cache. Of 96, cv10 takes 1.1 times as long (Sapphire Rapids).
+const STRIP_TILES: [usize; 2] = [48, 32];
 
-/// Cycles, as in the forward pass's estimate: a multiply-add of registers.
+/// Bytes of a thread's workspace, at most: twelve layers take 1.04 to 1.1 times as long with 512 KiB, and larger blocks
+/// gain a few hundredths.
+const BYTES: usize = 576 << 10;
+
+/// Cycles, by measuring (Sapphire Rapids with AVX-512): a multiply-add of registers.
 const PRODUCT: f64 = 0.53;
 /// The same in the plain weight gradient.
 const PLAIN_PRODUCT: f64 = 0.66;
 /// Loading and storing the sums of one channel and output channel at one position.
-const CALL: f64 = 0.5;
+const CALL: f64 = 0.15;
 /// Packing and transforming a register of tiles at one position, of one piece and channel.
-const INPUT: f64 = 5.6;
+const INPUT: f64 = 12.0;
 /// Transposing and transforming a register of tiles' gradients of one output channel.
-const GRADIENT: f64 = 35.0;
+const GRADIENT: f64 = 120.0;
+/// Transposing a register of positions' gradients of one output channel, in the plain weight gradient.
+const TRANSPOSE: f64 = 24.0;
 /// Transforming and adding the sums of one piece at one position, for one channel and output channel of each part.
 const SUMS: f64 = 0.5;
 
@@ -41,11 +48,12 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     /// Plans the weight gradient of forward correlation `c` for at most `limit` bytes in each thread, if
-    /// that is sooner than the plain one, or `forced`. It depends on the problem and the limit alone.
+    /// that is sooner than the `plain` one, or `forced`. It depends on the problem and the limit alone.
     pub fn new<T: Vector>(
         c: &Correlation,
         kernel: &Kernel<T>,
         limit: usize,
+        plain: &Plain,
         forced: bool,
     ) -> Option<Self> {
         let tiling = Tiling::new(c)?;
@@ -54,24 +62,31 @@ impl Blocks {
         let registers = (tiling.tiles as f64) / kernel.lanes as f64;
         let slots = tiling.products as f64;
         let pairs = (c.groups * c.channels * c.outputs) as f64;
+        // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
+        let multiplied = |channels: usize| -> usize {
+            tiling.channels_at(channels).iter().map(|at| at.next_multiple_of(STEPS)).sum()
+        };
         let mut best = (f64::INFINITY, None);
         let output_blocks = (1..=all / kernel.lanes).map(|n| all.div_ceil(n));
         for outputs in output_blocks.map(|outputs| outputs.next_multiple_of(kernel.lanes)) {
-            for most in [MAX_TILES, MAX_TILES / 2] {
+            for most in STRIP_TILES {
                 let strips = tiling.tiles.div_ceil(most);
                 let width = tiling.tiles.div_ceil(strips).next_multiple_of(kernel.lanes);
                 let fits = |plan: &Self| plan.worker_bytes::<T>(c) <= limit.min(BYTES);
                 let plans = (1..=c.channels).map(|n| {
-                    let division = Division::new(c, c.channels.div_ceil(n), outputs);
+                    // Whole tiles of the micro-kernel.
+                    let channels = c.channels.div_ceil(n).next_multiple_of(STEPS);
+                    let division = Division::new(c, channels.min(c.channels), outputs);
                     Self { tiling, strips, width, division, tile }
                 });
                 let Some(mut plan) = plans.into_iter().find(fits) else { continue };
                 let most = (tiling.tiles / TILES_WANTED).min(strips);
                 plan.division = plan.division.in_parts(most);
                 let [channel_blocks, output_blocks] = plan.division.each_way();
-                // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
-                let channels = c.channels.next_multiple_of(STEPS);
-                let products = (c.groups * channels * c.outputs * tiling.products) as f64;
+                let block = plan.division.channels();
+                let last = c.channels - (channel_blocks - 1) * block;
+                let multiplied = (channel_blocks - 1) * multiplied(block) + multiplied(last);
+                let products = (c.groups * multiplied * c.outputs) as f64;
                 let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
                     + (c.groups * c.channels * output_blocks) as f64 * slots * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
@@ -81,8 +96,10 @@ impl Blocks {
                 }
             }
         }
-        let positions = (c.batch * c.height.output * c.width.output) as f64;
-        let plain = pairs * c.taps() as f64 * positions / kernel.lanes as f64 * PLAIN_PRODUCT;
+        let positions = (c.batch * c.height.output * c.width.output) as f64 / kernel.lanes as f64;
+        let transposed = if matches!(plain, Plain::Outer(_)) { c.groups * c.outputs } else { 0 };
+        let plain = pairs * c.taps() as f64 * positions * PLAIN_PRODUCT
+            + transposed as f64 * positions * TRANSPOSE;
         best.1.filter(|_| forced || best.0 < 0.95 * plain)
     }
 
@@ -98,12 +115,12 @@ impl Blocks {
         self.width * self.tile + GAP
     }
 
-    /// Elements of the panel, of a tile of `dy` before and after it is transformed, of the sums and of the
-    /// ones.
+    /// Elements of the panel, of a tile of `dy` before it is transformed and of a row of positions after it, of the sums
+    /// and of the ones.
     pub(super) fn lens(&self) -> [usize; 5] {
         let [panel, sums] = self.places_lens();
         let raw = OUTPUTS * OUTPUTS * self.width * self.tile;
-        let dy = POSITIONS * self.dy_position();
+        let dy = SIDE * self.dy_position();
         [panel, raw, dy, sums + self.division.outputs(), self.width]
     }
 

@@ -6,9 +6,11 @@
 //!   for strip of the part
 //!     pack and transform x, as the forward pass does        [position][piece][channel][tile]
 //!     for tile of output channels
-//!       transpose and transform dy                          [position][tile][output channel]
-//!       for position, tile of input channels
-//!         micro-kernel: sums[position][channel][output channel] += x * dy over the tiles
+//!       transpose dy                                        [row][tile, column][output channel]
+//!       for row of positions
+//!         transform dy                                      [position][tile][output channel]
+//!         for position of the row, tile of input channels
+//!           micro-kernel: sums[position][channel][output channel] += x * dy over the tiles
 //!   transform the sums, and add them, transposed, to the result
 //! ```
 
@@ -24,6 +26,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The position at which `A dy A'` is the sum of a tile's gradients: the bias gradient's.
 const SUM: usize = SIDE + 1;
+
+/// Elements of a row of the outputs' gradients of some tiles, `width` channels each.
+fn raw_row(tiles: usize, width: usize) -> usize {
+    OUTPUTS * tiles * width
+}
 
 /// Runs the plan on at most `threads` threads of the current rayon pool. Whether all of the weight
 /// gradient is finite: if not, the plain one must be run instead.
@@ -70,7 +77,7 @@ struct Worker<'a, T: Copy + 'static> {
     panel: *mut T,
     /// A tile of output channels of `dy`, transposed: `[row][tile, column][output channel]`.
     raw: *mut T,
-    /// The same transformed: `[position][tile][output channel]`.
+    /// The same transformed, a row of positions: `[position][tile][output channel]`.
     dy: *mut T,
     sums: *mut T,
     ones: *mut T,
@@ -137,25 +144,30 @@ impl<'a, T: Vector> Worker<'a, T> {
                 let strip = plan.tiling.strip(tiles, width);
                 plan.tiling.pack(self.kernel, &strip, &source, self.panel);
                 for (first, width) in self.tiles() {
-                    self.pack_gradients(&strip, count, (first, width));
+                    self.transpose_gradients(&strip, count, (first, width));
                     self.multiply(&strip, count, (first, width), number > 0);
                 }
             }
         }
     }
 
-    /// Transposes and transforms the gradients of a strip's outputs, of `width` channels from `first` on.
+    /// Transposes the gradients of a strip's outputs, of `width` channels from `first` on.
     ///
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn pack_gradients(&self, strip: &Strip, tiles: usize, (first, width): (usize, usize)) {
+    unsafe fn transpose_gradients(
+        &self,
+        strip: &Strip,
+        tiles: usize,
+        (first, width): (usize, usize),
+    ) {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let [image, channel, line, column] = c.strides(o.dy_strides);
         let distance = plan.tiling.width.distance;
         let output = self.block.outputs.start + first;
         let outputs = width.min(self.block.outputs.end - output);
-        let row_len = OUTPUTS * tiles * width;
+        let row_len = raw_row(tiles, width);
         // SAFETY: the caller vouches for the tensors, the plan for the room.
         unsafe {
             if outputs < width {
@@ -184,22 +196,15 @@ impl<'a, T: Vector> Worker<'a, T> {
                     fill(to.add(inside * width), (all - inside) * width, T::ZERO);
                 }
             }
-            self.kernel.winograd.transform_gradients(&TransformGradients {
-                from: self.raw,
-                row: row_len,
-                width,
-                tiles,
-                to: self.dy,
-                position: plan.dy_position(),
-            });
         }
     }
 
-    /// Adds the products of the packed strip to the sums of `width` output channels from `first` on.
+    /// Adds the products of the packed strip to the sums of `width` output channels from `first` on. Their gradients
+    /// are transformed for a row of positions at a time, which stays in the first-level cache (cv10 1.1 times as fast).
     ///
     /// # Safety
     ///
-    /// As [`run`], after both sides are packed.
+    /// As [`run`], after the strip is packed and the gradients are transposed.
     unsafe fn multiply(
         &self,
         strip: &Strip,
@@ -211,12 +216,28 @@ impl<'a, T: Vector> Worker<'a, T> {
         let (channels, outputs) = (self.block.channels.len(), plan.division.outputs());
         let vectors = width / self.kernel.lanes;
         let (mut inputs, mut sums) = (self.panel.cast_const(), self.sums.wrapping_add(first));
-        for (position, channels) in plan.tiling.channels_at(channels).into_iter().enumerate() {
+        let channels_at = plan.tiling.channels_at(channels);
+        for (position, channels) in channels_at.into_iter().enumerate() {
+            let (side, column) = (position / SIDE, position % SIDE);
+            if column == 0 && channels_at[position..position + SIDE] != [0; SIDE] {
+                // SAFETY: the plan made room for a row of positions.
+                unsafe {
+                    self.kernel.winograd.transform_gradients(&TransformGradients {
+                        side,
+                        from: self.raw,
+                        row: raw_row(tiles, width),
+                        width,
+                        tiles,
+                        to: self.dy,
+                        position: plan.dy_position(),
+                    });
+                }
+            }
             let mut sum = Accumulate {
                 inputs,
                 input_channel: strip.width,
                 channels,
-                gradients: self.dy.wrapping_add(position * plan.dy_position()),
+                gradients: self.dy.wrapping_add(column * plan.dy_position()),
                 tiles,
                 sums,
                 sum_channel: outputs,
