@@ -2,7 +2,7 @@
 
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
-use super::winograd::{self, TransformWeights};
+use super::winograd::{self, GatherTiles, TransformWeights};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
@@ -155,6 +155,7 @@ pub struct Moves<T> {
     pub(super) transpose: unsafe fn(&Transpose<T>),
     pub(super) pack: unsafe fn(&Pack<T>),
     pub(super) transform_weights: unsafe fn(&TransformWeights<T>),
+    pub(super) gather_tiles: Option<unsafe fn(&GatherTiles<T>)>,
 }
 
 impl<T: Vector> Moves<T> {
@@ -164,6 +165,7 @@ impl<T: Vector> Moves<T> {
             transpose: transpose::plain,
             pack: lanes::pack::<T, I>,
             transform_weights: winograd::transform_weights::<T, I>,
+            gather_tiles: None,
         }
     }
 }
@@ -502,12 +504,14 @@ impl Vector for f32 {
         transpose: avx512::transpose,
         pack: avx512::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx512>,
+        gather_tiles: Some(winograd::gather::gather_tiles),
     };
     #[cfg(target_arch = "x86_64")]
     const AVX2: Moves<f32> = Moves {
         transpose: avx2::transpose,
         pack: avx2::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx2>,
+        gather_tiles: None,
     };
     type Of<S: Simd> = S::f32s;
 

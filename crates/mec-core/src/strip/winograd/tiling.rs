@@ -1,8 +1,8 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
 use crate::kernel::{
-    InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
-    TransformTiles, Vector, product_positions, taps_before,
+    GatherTiles, InputAxis, InputPiece, Kernel, MAX_LANES, OUTPUTS, POSITIONS, Pack, PackTiles,
+    Places, SIDE, TransformTiles, Vector, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
@@ -117,6 +117,12 @@ impl Axis {
         self.pieces[..self.count].iter().filter(has).count()
     }
 
+    /// Whether position `position` of a tile, whose first one is input `first`, is inside the input.
+    fn meets(&self, first: isize, position: usize) -> bool {
+        let at = first + (position * self.unit) as isize;
+        (0..self.reach.input as isize).contains(&at)
+    }
+
     /// Tiles of one image along this axis.
     pub fn all_tiles(&self) -> usize {
         self.distance * self.tiles
@@ -130,6 +136,9 @@ impl Axis {
 
 /// Most tiles of a strip.
 pub(super) const MAX_TILES: usize = 96;
+
+/// Runs of a register, on average, from which its lanes are read one by one.
+const GATHERED_RUNS: usize = 3;
 
 /// Channels of which all pieces are packed before the next: all but the first piece find their rows in the
 /// first-level cache (r2 1.02 times as fast).
@@ -352,6 +361,10 @@ impl Tiling {
     ) {
         let len = source.channels * strip.width;
         if self.first_output.is_none() {
+            // SAFETY: the same contract.
+            if unsafe { self.gather_tiles(kernel, strip, source, panel) } {
+                return;
+            }
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
                 unsafe { panel.write_bytes(0, self.places_len(len, GAP)) };
@@ -432,6 +445,71 @@ impl Tiling {
                 });
             }
         }
+    }
+
+    /// Packs and transforms the tiles of a strip of many short runs; whether it did.
+    ///
+    /// # Safety
+    ///
+    /// As [`Tiling::pack`].
+    unsafe fn gather_tiles<T: Vector>(
+        &self,
+        kernel: &Kernel<T>,
+        strip: &Strip,
+        source: &Source<T>,
+        panel: *mut T,
+    ) -> bool {
+        let (h, w, lanes) = (&self.height, &self.width, kernel.lanes);
+        if !kernel.winograd.gathers() || strip.runs().len() * lanes < GATHERED_RUNS * strip.width {
+            return false;
+        }
+        let [image, channel, row, column] = source.strides;
+        let len = source.channels * strip.width;
+        // The first input that the tile of each lane meets: where it lies, its row and its column.
+        let mut tiles = [None; MAX_TILES];
+        for run in strip.runs() {
+            let top = first_input(h, run.row);
+            for n in 0..run.tiles {
+                let left = first_input(w, run.column + n * OUTPUTS * w.distance);
+                let offset = run.image as isize * image + top * row + left * column;
+                tiles[run.lane + n] = Some((offset, top, left));
+            }
+        }
+        for (number, tiles) in tiles[..strip.width].chunks(lanes).enumerate() {
+            let Some((first, ..)) = tiles[0] else { return false };
+            let mut offsets = [0; MAX_LANES];
+            for (to, tile) in offsets.iter_mut().zip(tiles) {
+                let Ok(offset) = tile.map_or(0, |(offset, ..)| offset - first).try_into() else {
+                    return false;
+                };
+                *to = offset;
+            }
+            for (place, (rows, columns)) in self.pieces().enumerate() {
+                let mut inside = [[0; SIDE]; 2];
+                for (lane, (_, top, left)) in tiles.iter().flatten().enumerate() {
+                    for i in 0..SIDE {
+                        inside[0][i] |= u16::from(h.meets(top + rows.offset, i)) << lane;
+                        inside[1][i] |= u16::from(w.meets(left + columns.offset, i)) << lane;
+                    }
+                }
+                let offset = first + rows.offset * row + columns.offset * column;
+                // SAFETY: only what is inside the input is named as such; the strip has the lanes.
+                unsafe {
+                    kernel.winograd.gather_tiles(&GatherTiles {
+                        from: source.first.wrapping_offset(offset),
+                        steps: [channel, h.unit as isize * row, w.unit as isize * column],
+                        offsets,
+                        inside,
+                        taps: [rows.taps, columns.taps],
+                        channels: source.channels,
+                        to: panel.wrapping_add(number * lanes),
+                        width: strip.width,
+                        places: &self.places(place, len, GAP),
+                    });
+                }
+            }
+        }
+        true
     }
 
     /// Packs tiles of inputs as they are.
