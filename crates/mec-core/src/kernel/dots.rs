@@ -9,6 +9,7 @@
 //! 1024 (Zen 3, AVX2).
 
 use super::simd::{Isa, Vector};
+use super::tile::prefetch_far;
 use pulp::{Simd, WithSimd};
 
 /// Most kernel elements of a tile: a row of a 3 x 3 kernel.
@@ -37,6 +38,8 @@ pub(crate) struct Dots<'a, T> {
     pub dy_output: isize,
     /// Output channels, at least 1 and at most `R`.
     pub outputs: usize,
+    /// Where an output channel starts that is wanted next, or null: it is asked for meanwhile.
+    pub ahead: *const T,
     /// The first kernel element's sums, `R` output channels: what is found is added to them.
     pub sums: *mut T,
     /// Elements from a kernel element's sums to the next's.
@@ -66,8 +69,12 @@ impl<T: Vector, const R: usize, const K: usize> WithSimd for Run<'_, T, R, K> {
                     panel[k] = t.panel[k].add(span.panel);
                 }
                 let dy = t.dy.wrapping_offset(span.dy);
+                let ahead = t.ahead.wrapping_offset(span.dy);
                 let whole = span.len / lanes * lanes;
                 for at in (0..whole).step_by(lanes) {
+                    if !t.ahead.is_null() {
+                        prefetch_far(ahead.wrapping_add(at));
+                    }
                     let mut x = [T::splat(simd, T::ZERO); K];
                     for k in 0..K {
                         x[k] = T::load::<S>(panel[k].add(at));
