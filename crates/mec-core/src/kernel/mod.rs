@@ -15,6 +15,7 @@ mod avx2;
 mod avx512;
 mod direct;
 mod dots;
+mod gather;
 mod lanes;
 mod outer;
 mod rows;
@@ -25,6 +26,7 @@ mod winograd;
 
 pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, DirectTap};
 pub(crate) use dots::{Dots, ELEMENTS, Span};
+pub(crate) use gather::{GatherLanes, GatherTiles, Gathers, offsets};
 pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{
@@ -35,8 +37,8 @@ pub use simd::Vector;
 pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
-    Accumulate, GatherTiles, InputAxis, InputPiece, KernelPiece, Multiply, OUTPUTS, Overlap,
-    POSITIONS, PackTiles, Places, SIDE, TransformAdditions, TransformGradients, TransformOutputs,
+    Accumulate, InputAxis, InputPiece, KernelPiece, Multiply, OUTPUTS, Overlap, POSITIONS,
+    PackTiles, Places, SIDE, TransformAdditions, TransformGradients, TransformOutputs,
     TransformSums, TransformTiles, TransformWeights, Winograd, product_positions, taps_before,
 };
 
@@ -164,6 +166,8 @@ pub(crate) struct Kernel<T: 'static> {
     transpose: unsafe fn(&Transpose<T>),
     pack: unsafe fn(&Pack<T>),
     scatter: unsafe fn(&Scatter<T>),
+    /// Loads that gather, where they are worth it.
+    pub gathers: Option<Gathers<T>>,
     /// Winograd's filtering.
     pub winograd: Winograd<T>,
 }
@@ -275,6 +279,7 @@ impl<T: Vector> Kernel<T> {
             pack: moves.pack,
             scatter: lanes::scatter::<T, I>,
             winograd: Winograd::new::<I, R, FEWER, FEWEST>(&moves),
+            gathers: moves.gathers,
         }
     }
 

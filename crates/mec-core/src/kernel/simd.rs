@@ -1,8 +1,9 @@
 //! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
 
+use super::gather::{self, Gathers};
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
-use super::winograd::{self, GatherTiles, TransformWeights};
+use super::winograd::{self, TransformWeights};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
@@ -155,7 +156,7 @@ pub struct Moves<T> {
     pub(super) transpose: unsafe fn(&Transpose<T>),
     pub(super) pack: unsafe fn(&Pack<T>),
     pub(super) transform_weights: unsafe fn(&TransformWeights<T>),
-    pub(super) gather_tiles: Option<unsafe fn(&GatherTiles<T>)>,
+    pub(super) gathers: Option<Gathers<T>>,
 }
 
 impl<T: Vector> Moves<T> {
@@ -165,7 +166,7 @@ impl<T: Vector> Moves<T> {
             transpose: transpose::plain,
             pack: lanes::pack::<T, I>,
             transform_weights: winograd::transform_weights::<T, I>,
-            gather_tiles: None,
+            gathers: None,
         }
     }
 }
@@ -504,14 +505,14 @@ impl Vector for f32 {
         transpose: avx512::transpose,
         pack: avx512::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx512>,
-        gather_tiles: Some(winograd::gather::gather_tiles),
+        gathers: Some(gather::GATHERS),
     };
     #[cfg(target_arch = "x86_64")]
     const AVX2: Moves<f32> = Moves {
         transpose: avx2::transpose,
         pack: avx2::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx2>,
-        gather_tiles: None,
+        gathers: None,
     };
     type Of<S: Simd> = S::f32s;
 

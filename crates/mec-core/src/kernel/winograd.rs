@@ -13,8 +13,6 @@
 //! at 0 vanish as well, and one for each output is left.
 
 mod forward;
-#[cfg(target_arch = "x86_64")]
-pub(super) mod gather;
 mod gradient;
 mod overlap;
 mod pack;
@@ -23,8 +21,7 @@ pub(super) mod transposed;
 
 pub(super) use forward::transform_weights;
 pub(crate) use forward::{
-    GatherTiles, InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformOutputs,
-    TransformWeights,
+    InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
 pub(crate) use overlap::{Overlap, TransformAdditions, TransformTiles};
@@ -78,7 +75,6 @@ type MultiplyFn<T> = unsafe fn(&Multiply<T>);
 pub(crate) struct Winograd<T: 'static> {
     sizes: TileSizes,
     pack_tiles: unsafe fn(&PackTiles<T>),
-    gather_tiles: Option<unsafe fn(&GatherTiles<T>)>,
     transform_weights: unsafe fn(&TransformWeights<T>),
     /// By vectors of tiles (1, 2, 3) and by channels, as `sizes` says.
     multiplies: [[MultiplyFn<T>; SIZES]; MAX_VECTORS],
@@ -99,7 +95,6 @@ impl<T: Vector> Winograd<T> {
         Self {
             sizes: TileSizes([R, FEWER, FEWEST]),
             pack_tiles: pack::pack_tiles::<T, I>,
-            gather_tiles: moves.gather_tiles,
             transform_weights: moves.transform_weights,
             multiplies: [
                 Self::multiplies_of::<I, 1, R, FEWER, FEWEST>(),
@@ -145,24 +140,6 @@ impl<T: Vector> Winograd<T> {
     pub unsafe fn pack_tiles(&self, p: &PackTiles<T>) {
         // SAFETY: the caller vouches for the run, this value for the CPU.
         unsafe { (self.pack_tiles)(p) }
-    }
-
-    /// Whether there is [`Winograd::gather_tiles`].
-    pub fn gathers(&self) -> bool {
-        self.gather_tiles.is_some()
-    }
-
-    /// Packs and transforms one register of tiles, wherever they lie, for all channels of one piece. Nothing where an
-    /// instruction set has no way of its own to do so.
-    ///
-    /// # Safety
-    ///
-    /// What is inside can be read, and the register be written for each channel at each position with a product.
-    pub unsafe fn gather_tiles(&self, t: &GatherTiles<T>) {
-        if let Some(gather) = self.gather_tiles {
-            // SAFETY: the caller vouches for both sides, this value for the CPU.
-            unsafe { gather(t) }
-        }
     }
 
     /// Transforms the weights of some outputs for Winograd's filtering.

@@ -3,7 +3,7 @@
 
 use super::{POSITIONS, Places, SIDE, has_product, tap_at};
 use crate::kernel::lanes::inside_columns;
-use crate::kernel::simd::{Isa, MAX_LANES, Vector};
+use crate::kernel::simd::{Isa, Vector};
 use crate::kernel::tile::step;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
@@ -39,28 +39,6 @@ pub struct PackTiles<'a, T> {
     pub lane: usize,
     /// Lanes of the strip: elements from a channel to the next, in the panel.
     pub width: usize,
-}
-
-/// A register of tiles of several runs, to be packed and transformed for one piece of the kernel, as [`PackTiles`] are.
-pub struct GatherTiles<'a, T> {
-    /// From where `offsets` are counted, in the first channel.
-    pub from: *const T,
-    /// Elements from a channel to the next, from a row of positions to the next and from a column to the next.
-    pub steps: [isize; 3],
-    /// Elements to position 0 of the tile of each lane.
-    pub offsets: [i32; MAX_LANES],
-    /// The lanes of which each row of positions, and each column, is inside the input: others count as zero.
-    pub inside: [[u16; SIDE]; 2],
-    /// Elements of the piece along each axis, 1 to 3.
-    pub taps: [usize; 2],
-    /// Channels.
-    pub channels: usize,
-    /// The register's first lane, in the panel.
-    pub to: *mut T,
-    /// Elements from a channel to the next, in the panel.
-    pub width: usize,
-    /// Where each position of the piece is, in the panel.
-    pub places: &'a Places,
 }
 
 /// One axis of the input that a run of tiles meets, counted from [`PackTiles::from`].

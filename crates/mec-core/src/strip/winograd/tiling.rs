@@ -1,12 +1,12 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
 use crate::kernel::{
-    GatherTiles, InputAxis, InputPiece, Kernel, MAX_LANES, OUTPUTS, POSITIONS, Pack, PackTiles,
-    Places, SIDE, TransformTiles, Vector, product_positions, taps_before,
+    GatherTiles, InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
+    TransformTiles, Vector, offsets, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
-use crate::strip::panel::{List, Source};
+use crate::strip::panel::{List, Source, worth_gathering};
 use std::ops::Range;
 
 /// Most taps of a piece.
@@ -136,10 +136,6 @@ impl Axis {
 
 /// Most tiles of a strip.
 pub(super) const MAX_TILES: usize = 96;
-
-/// Runs of a register, on average, from which its lanes are read one by one: at 2, m2, r2, d1 and cv5 take 0.8 to 0.95 of
-/// the time in one pass or another, at 1 cv10 and cv9 no less (Sapphire Rapids).
-const GATHERED_RUNS: usize = 2;
 
 /// Channels of which all pieces are packed before the next: all but the first piece find their rows in the
 /// first-level cache (r2 1.02 times as fast).
@@ -461,7 +457,8 @@ impl Tiling {
         panel: *mut T,
     ) -> bool {
         let (h, w, lanes) = (&self.height, &self.width, kernel.lanes);
-        if !kernel.winograd.gathers() || strip.runs().len() * lanes < GATHERED_RUNS * strip.width {
+        let Some(gathers) = &kernel.gathers else { return false };
+        if !worth_gathering(strip.runs().len(), strip.width, lanes) {
             return false;
         }
         let [image, channel, row, column] = source.strides;
@@ -478,13 +475,8 @@ impl Tiling {
         }
         for (number, tiles) in tiles[..strip.width].chunks(lanes).enumerate() {
             let Some((first, ..)) = tiles[0] else { return false };
-            let mut offsets = [0; MAX_LANES];
-            for (to, tile) in offsets.iter_mut().zip(tiles) {
-                let Ok(offset) = tile.map_or(0, |(offset, ..)| offset - first).try_into() else {
-                    return false;
-                };
-                *to = offset;
-            }
+            let lanes_at = tiles.iter().map(|tile| tile.map(|(offset, ..)| offset));
+            let Some(offsets) = offsets(lanes_at, first) else { return false };
             for (place, (rows, columns)) in self.pieces().enumerate() {
                 let mut inside = [[0; SIDE]; 2];
                 for (lane, (_, top, left)) in tiles.iter().flatten().enumerate() {
@@ -496,7 +488,7 @@ impl Tiling {
                 let offset = first + rows.offset * row + columns.offset * column;
                 // SAFETY: only what is inside the input is named as such; the strip has the lanes.
                 unsafe {
-                    kernel.winograd.gather_tiles(&GatherTiles {
+                    gathers.tiles(&GatherTiles {
                         from: source.first.wrapping_offset(offset),
                         steps: [channel, h.unit as isize * row, w.unit as isize * column],
                         offsets,

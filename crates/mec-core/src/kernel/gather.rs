@@ -1,0 +1,183 @@
+//! Packing the columns of narrow images, whose registers hold many short runs: one load brings the elements of a
+//! register from wherever they lie. AVX-512's is fast enough for that.
+
+use super::simd::MAX_LANES;
+use super::winograd::{Places, SIDE};
+
+/// What an instruction set whose loads gather can do with them.
+pub struct Gathers<T> {
+    lanes: unsafe fn(&GatherLanes<T>),
+    tiles: unsafe fn(&GatherTiles<T>),
+}
+
+/// One register of columns, of some channels, to be packed.
+pub struct GatherLanes<T> {
+    /// From where `offsets` are counted, in the first channel.
+    pub from: *const T,
+    /// Elements from a channel to the next, in the tensor.
+    pub from_channel: isize,
+    /// Elements to each lane's column.
+    pub offsets: [i32; MAX_LANES],
+    /// The lanes whose column is inside the input: others count as zero.
+    pub inside: u16,
+    /// Channels.
+    pub channels: usize,
+    /// The register, in the panel.
+    pub to: *mut T,
+    /// Elements from a channel to the next, in the panel.
+    pub to_channel: usize,
+}
+
+/// One register of tiles, of some channels, to be packed and transformed for one piece of the kernel, as
+/// [`PackTiles`](super::PackTiles) are.
+pub struct GatherTiles<'a, T> {
+    /// From where `offsets` are counted, in the first channel.
+    pub from: *const T,
+    /// Elements from a channel to the next, from a row of positions to the next and from a column to the next.
+    pub steps: [isize; 3],
+    /// Elements to position 0 of the tile of each lane.
+    pub offsets: [i32; MAX_LANES],
+    /// The lanes of which each row of positions, and each column, is inside the input: others count as zero.
+    pub inside: [[u16; SIDE]; 2],
+    /// Elements of the piece along each axis, 1 to 3.
+    pub taps: [usize; 2],
+    /// Channels.
+    pub channels: usize,
+    /// The register's first lane, in the panel.
+    pub to: *mut T,
+    /// Elements from a channel to the next, in the panel.
+    pub width: usize,
+    /// Where each position of the piece is, in the panel.
+    pub places: &'a Places,
+}
+
+impl<T> Gathers<T> {
+    /// Packs one register of columns.
+    ///
+    /// # Safety
+    ///
+    /// What is inside can be read, and the register be written, for each channel.
+    pub unsafe fn lanes(&self, g: &GatherLanes<T>) {
+        // SAFETY: the caller vouches for both sides, this value for the CPU.
+        unsafe { (self.lanes)(g) }
+    }
+
+    /// Packs and transforms one register of tiles.
+    ///
+    /// # Safety
+    ///
+    /// What is inside can be read, and the register be written for each channel at each position with a product.
+    pub unsafe fn tiles(&self, g: &GatherTiles<T>) {
+        // SAFETY: the caller vouches for both sides, this value for the CPU.
+        unsafe { (self.tiles)(g) }
+    }
+}
+
+/// Offsets, counted from the first one, if each fits; 0 where there is none.
+pub(crate) fn offsets(
+    lanes: impl Iterator<Item = Option<isize>>,
+    first: isize,
+) -> Option<[i32; MAX_LANES]> {
+    let mut offsets = [0; MAX_LANES];
+    for (to, offset) in offsets.iter_mut().zip(lanes) {
+        *to = i32::try_from(offset.map_or(0, |offset| offset - first)).ok()?;
+    }
+    Some(offsets)
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::GATHERS;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::*;
+    use crate::kernel::winograd::product_positions;
+    use std::arch::x86_64::*;
+
+    /// What AVX-512 does.
+    pub(in crate::kernel) const GATHERS: Gathers<f32> = Gathers { lanes, tiles };
+
+    /// # Safety
+    ///
+    /// As [`Gathers::lanes`]; the CPU has AVX-512.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn lanes(g: &GatherLanes<f32>) {
+        let (from_channel, to_channel, inside) = (g.from_channel, g.to_channel, g.inside);
+        let (mut from, mut to) = (g.from, g.to);
+        // SAFETY: the array has a register's lanes.
+        let offsets = unsafe { _mm512_loadu_si512(g.offsets.as_ptr().cast()) };
+        for _ in 0..g.channels {
+            // SAFETY: the caller vouches for the lanes inside and for the register.
+            unsafe {
+                let zero = _mm512_setzero_ps();
+                let value = _mm512_mask_i32gather_ps::<4>(zero, inside, offsets, from);
+                _mm512_storeu_ps(to, value);
+            }
+            from = from.wrapping_offset(from_channel);
+            to = to.wrapping_add(to_channel);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Gathers::tiles`]; the CPU has AVX-512.
+    unsafe fn tiles(g: &GatherTiles<f32>) {
+        // SAFETY: the same contract.
+        unsafe {
+            match g.taps {
+                [1, 1] => of_taps::<1, 1>(g),
+                [1, 2] => of_taps::<1, 2>(g),
+                [1, _] => of_taps::<1, 3>(g),
+                [2, 1] => of_taps::<2, 1>(g),
+                [2, 2] => of_taps::<2, 2>(g),
+                [2, _] => of_taps::<2, 3>(g),
+                [_, 1] => of_taps::<3, 1>(g),
+                [_, 2] => of_taps::<3, 2>(g),
+                [_, _] => of_taps::<3, 3>(g),
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`tiles`], for a piece of so many taps.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn of_taps<const ROWS: usize, const COLUMNS: usize>(g: &GatherTiles<f32>) {
+        let [from_channel, from_row, from_column] = g.steps;
+        let [rows, columns] = g.inside;
+        let (width, places) = (g.width, *g.places);
+        let (mut from, mut to) = (g.from, g.to);
+        // SAFETY: the array has a register's lanes.
+        let offsets = unsafe { _mm512_loadu_si512(g.offsets.as_ptr().cast()) };
+        for _ in 0..g.channels {
+            let mut d = [[_mm512_setzero_ps(); SIDE]; SIDE];
+            for i in product_positions(ROWS) {
+                let mut read = [_mm512_setzero_ps(); SIDE];
+                for j in product_positions(COLUMNS) {
+                    let at = i as isize * from_row + j as isize * from_column;
+                    let (zero, inside) = (_mm512_setzero_ps(), rows[i] & columns[j]);
+                    let from = from.wrapping_offset(at);
+                    // SAFETY: the caller vouches for the lanes inside.
+                    read[j] = unsafe { _mm512_mask_i32gather_ps::<4>(zero, inside, offsets, from) };
+                }
+                d[i] = input(read);
+            }
+            for j in product_positions(COLUMNS) {
+                let column = input([d[0][j], d[1][j], d[2][j], d[3][j]]);
+                for i in product_positions(ROWS) {
+                    // SAFETY: the caller vouches for the register.
+                    unsafe { _mm512_storeu_ps(to.wrapping_add(places[i * SIDE + j]), column[i]) };
+                }
+            }
+            from = from.wrapping_offset(from_channel);
+            to = to.wrapping_add(width);
+        }
+    }
+
+    /// `B' d`.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn input([a, b, c, d]: [__m512; SIDE]) -> [__m512; SIDE] {
+        [_mm512_sub_ps(a, c), _mm512_add_ps(b, c), _mm512_sub_ps(c, b), _mm512_sub_ps(b, d)]
+    }
+}
