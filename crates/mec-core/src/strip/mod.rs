@@ -43,6 +43,11 @@ use weight_gradient::{Division, Plain};
 /// What the thread pool may take of a thread's bound for its own jobs.
 const RESERVED: usize = 16 << 10;
 
+/// Operations for which one more thread is worth its start, of some 10 us: 28 x 28 with 5 x 5 and 6 outputs (0.2 million)
+/// took 4 us on one thread and 13 on two, 28 x 28 depthwise with 64 channels (0.9 million) 20 and 21, 14 x 14 pointwise
+/// with 64 (1.6 million) 48 and 41 in the weight gradient.
+const FLOPS_OF_A_THREAD: u128 = 1 << 20;
+
 /// Bytes of packed or transformed weights that are kept rather than made for each panel: though they come from
 /// the third-level cache then, cv1 (345 KiB, transformed) takes 0.82 and cv8 (576 KiB) 0.93 of the time.
 const KEPT: usize = 600 << 10;
@@ -131,7 +136,8 @@ impl Work {
         settings: &Settings,
         layout: Layout,
     ) -> Result<Self, Error> {
-        let threads = rayon::current_num_threads();
+        let worth = usize::try_from(g.flops() / FLOPS_OF_A_THREAD).unwrap_or(usize::MAX);
+        let threads = rayon::current_num_threads().min(worth.saturating_add(1));
         let planes = g.is_depthwise() && layout.columns_join;
         if pass == Pass::BiasGradient || planes && depthwise::in_place(kernel, g, pass) {
             return Ok(Self { method: Method::Planes, threads, workspace_bytes: 0 });
