@@ -295,7 +295,9 @@ unsafe fn gather<T: Vector>(
 ) -> bool {
     let (h, w, lanes) = (&c.height, &c.width, kernel.lanes);
     let Some(gathers) = &kernel.gathers else { return false };
-    if !worth_gathering(strip.runs().len(), strip.plane_len, lanes) {
+    // The weight gradient's planes may end within a register.
+    let whole = strip.plane_len.is_multiple_of(lanes);
+    if !whole || !worth_gathering(strip.runs().len(), strip.plane_len, lanes) {
         return false;
     }
     let [image, channel, line, column] = source.strides;
