@@ -62,7 +62,8 @@ struct Options {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     let cases = select(&options.layers)?;
-    let mut pool = rayon::ThreadPoolBuilder::new();
+    // The caller takes part, and so is one of the pool's: else one more thread, looking for work, waits for a processor.
+    let mut pool = rayon::ThreadPoolBuilder::new().use_current_thread();
     if let Some(threads) = options.threads {
         pool = pool.num_threads(threads);
     }

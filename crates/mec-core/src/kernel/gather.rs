@@ -11,6 +11,7 @@ pub struct Gathers<T> {
 }
 
 /// One register of columns, of some channels, to be packed.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512 alone"))]
 pub struct GatherLanes<T> {
     /// From where `offsets` are counted, in the first channel.
     pub from: *const T,
@@ -30,6 +31,7 @@ pub struct GatherLanes<T> {
 
 /// One register of tiles, of some channels, to be packed and transformed for one piece of the kernel, as
 /// [`PackTiles`](super::PackTiles) are.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512 alone"))]
 pub struct GatherTiles<'a, T> {
     /// From where `offsets` are counted, in the first channel.
     pub from: *const T,

@@ -1,6 +1,6 @@
 //! What the kernels ask of an instruction set: `pulp`'s vectors, seen by element type.
 
-use super::gather::{self, Gathers};
+use super::gather::Gathers;
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
 use super::winograd::{self, TransformWeights};
@@ -505,7 +505,7 @@ impl Vector for f32 {
         transpose: avx512::transpose,
         pack: avx512::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx512>,
-        gathers: Some(gather::GATHERS),
+        gathers: Some(super::gather::GATHERS),
     };
     #[cfg(target_arch = "x86_64")]
     const AVX2: Moves<f32> = Moves {

@@ -117,10 +117,10 @@ impl Axis {
         self.pieces[..self.count].iter().filter(has).count()
     }
 
-    /// Whether position `position` of a tile, whose first one is input `first`, is inside the input.
-    fn meets(&self, first: isize, position: usize) -> bool {
-        let at = first + (position * self.unit) as isize;
-        (0..self.reach.input as isize).contains(&at)
+    /// Whether each position of a tile, whose first one is input `first`, is inside the input.
+    fn meets(&self, first: isize) -> [bool; SIDE] {
+        let at = |position| first + (position * self.unit) as isize;
+        std::array::from_fn(|position| (0..self.reach.input as isize).contains(&at(position)))
     }
 
     /// Tiles of one image along this axis.
@@ -480,9 +480,11 @@ impl Tiling {
             for (place, (rows, columns)) in self.pieces().enumerate() {
                 let mut inside = [[0; SIDE]; 2];
                 for (lane, (_, top, left)) in tiles.iter().flatten().enumerate() {
-                    for i in 0..SIDE {
-                        inside[0][i] |= u16::from(h.meets(top + rows.offset, i)) << lane;
-                        inside[1][i] |= u16::from(w.meets(left + columns.offset, i)) << lane;
+                    let met = [h.meets(top + rows.offset), w.meets(left + columns.offset)];
+                    for (inside, &met) in
+                        inside.as_flattened_mut().iter_mut().zip(met.as_flattened())
+                    {
+                        *inside |= u16::from(met) << lane;
                     }
                 }
                 let offset = first + rows.offset * row + columns.offset * column;
