@@ -349,7 +349,8 @@ impl Work {
         if let Some(fewer) = &fewer {
             worker = worker.max(fewer.worker_bytes::<T>(&c));
             lists = lists.max(fewer.division.shared_bytes());
-            tasks = tasks.max(fewer.division.tasks());
+            // The plain one, should it run instead, makes do with as many threads.
+            tasks = fewer.division.tasks();
         }
         let shared = plan + lists;
         let affordable = (limit.saturating_sub(shared) / worker).max(1);

@@ -32,6 +32,11 @@ const TRANSPOSE: f64 = 24.0;
 /// Transforming and adding the sums of one piece at one position, for one channel and output channel of each part.
 const SUMS: f64 = 0.5;
 
+/// What the time of a single task is multiplied with: a second thread would have nothing to do.
+fn alone(division: Division) -> f64 {
+    if division.tasks() > 1 { 1.0 } else { 2.0 }
+}
+
 /// The plan of a weight gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocks {
@@ -91,6 +96,7 @@ impl Blocks {
                     + (c.groups * c.channels * output_blocks) as f64 * slots * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT
                     + plan.division.parts() as f64 * pairs * slots * SUMS;
+                let cycles = cycles * alone(plan.division);
                 if cycles < best.0 {
                     best = (cycles, Some(plan));
                 }
@@ -98,8 +104,9 @@ impl Blocks {
         }
         let positions = (c.batch * c.height.output * c.width.output) as f64 / kernel.lanes as f64;
         let transposed = if matches!(plain, Plain::Outer(_)) { c.groups * c.outputs } else { 0 };
-        let plain = pairs * c.taps() as f64 * positions * PLAIN_PRODUCT
+        let plain_cycles = pairs * c.taps() as f64 * positions * PLAIN_PRODUCT
             + transposed as f64 * positions * TRANSPOSE;
+        let plain = plain_cycles * alone(*plain.division());
         best.1.filter(|_| forced || best.0 < 0.95 * plain)
     }
 
