@@ -75,18 +75,6 @@ impl<T> Gathers<T> {
     }
 }
 
-/// Offsets, counted from the first one, if each fits; 0 where there is none.
-pub(crate) fn offsets(
-    lanes: impl Iterator<Item = Option<isize>>,
-    first: isize,
-) -> Option<[i32; MAX_LANES]> {
-    let mut offsets = [0; MAX_LANES];
-    for (to, offset) in offsets.iter_mut().zip(lanes) {
-        *to = i32::try_from(offset.map_or(0, |offset| offset - first)).ok()?;
-    }
-    Some(offsets)
-}
-
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::GATHERS;
 

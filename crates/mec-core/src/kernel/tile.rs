@@ -264,7 +264,8 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// Asks for the line at `at`, which need not be readable, for the second-level cache alone.
+/// The same for the second-level cache alone: what is wanted in some thousand cycles, beside what the first level holds
+/// (cv7, r1 and c1 1.05 times as fast in the weight gradient as by [`prefetch`]).
 #[inline(always)]
 pub(crate) fn prefetch_far<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]

@@ -4,7 +4,7 @@
 use super::correlation::{Correlation, Lowering, Phase};
 use super::strips::Columns;
 use crate::kernel::{
-    GatherLanes, Kernel, MAX_COLUMNS, MAX_LANES, OutRun, Pack, Vector, inside_columns, offsets,
+    GatherLanes, Kernel, MAX_COLUMNS, MAX_LANES, OutRun, Pack, Vector, inside_columns,
 };
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -216,6 +216,28 @@ pub(crate) fn worth_gathering(runs: usize, width: usize, lanes: usize) -> bool {
     runs * lanes >= GATHERED_RUNS * width
 }
 
+/// What a lane that is gathered meets first.
+#[derive(Clone, Copy)]
+pub(crate) struct Lane {
+    /// Where it lies, in elements.
+    pub offset: isize,
+    /// Its row of the input, which may lie outside.
+    pub row: isize,
+    /// Its column, likewise.
+    pub column: isize,
+}
+
+/// Where the first of a register's lanes lies, and all of them counted from there; `None` where that is too far for an
+/// instruction that gathers. Lanes that meet nothing count as the first.
+pub(crate) fn offsets(lanes: &[Option<Lane>]) -> Option<(isize, [i32; MAX_LANES])> {
+    let first = lanes.iter().flatten().next().map_or(0, |lane| lane.offset);
+    let mut offsets = [0; MAX_LANES];
+    for (to, lane) in offsets.iter_mut().zip(lanes) {
+        *to = i32::try_from(lane.map_or(0, |lane| lane.offset - first)).ok()?;
+    }
+    Some((first, offsets))
+}
+
 /// Packs the panel of `rows` output rows from `row` on (of every band).
 ///
 /// # Safety
@@ -302,7 +324,7 @@ unsafe fn gather<T: Vector>(
     }
     let [image, channel, line, column] = source.strides;
     for first_lane in (0..strip.plane_len).step_by(lanes) {
-        // What each lane meets in the first row and plane: where it lies, its row and its column.
+        // In the first row and plane.
         let mut columns = [None; MAX_LANES];
         let columns = &mut columns[..lanes];
         for run in strip.runs() {
@@ -311,20 +333,18 @@ unsafe fn gather<T: Vector>(
             for lane in run.lane.max(first_lane)..end {
                 let x = ((run.x + lane - run.lane) * w.step) as isize + w.base;
                 let offset = run.image as isize * image + y * line + x * column;
-                columns[lane - first_lane] = Some((offset, y, x));
+                columns[lane - first_lane] = Some(Lane { offset, row: y, column: x });
             }
         }
-        let first = columns[0].map_or(0, |(offset, ..)| offset);
-        let lanes_at = columns.iter().map(|column| column.map(|(offset, ..)| offset));
-        let Some(offsets) = offsets(lanes_at, first) else { return false };
+        let Some((first, offsets)) = offsets(columns) else { return false };
         for plane in 0..strip.lowering.planes {
             let right = (plane * w.tap_step) as isize;
             for y in 0..h.panel_rows(rows) {
                 let down = (y * h.unit()) as isize;
                 let mut inside = 0;
                 for (lane, column) in columns.iter().enumerate() {
-                    let Some((_, y, x)) = column else { continue };
-                    let (y, x) = (y + down, x + right);
+                    let Some(Lane { row, column, .. }) = column else { continue };
+                    let (y, x) = (row + down, column + right);
                     let within =
                         (0..h.input as isize).contains(&y) && (0..w.input as isize).contains(&x);
                     inside |= u16::from(within) << lane;

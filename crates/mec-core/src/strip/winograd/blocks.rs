@@ -1,6 +1,6 @@
 //! How a weight gradient by Winograd's filtering is cut into blocks of the result and strips: plain data.
 
-use super::tiling::{GAP, Tiling};
+use super::tiling::{GAP, MAX_TILES, Tiling};
 use crate::kernel::{Kernel, OUTPUTS, SIDE, STEPS, Vector};
 use crate::plan::Piece;
 use crate::strip::correlation::Correlation;
@@ -9,9 +9,9 @@ use crate::strip::weight_gradient::{Division, Plain};
 /// Tiles a part should sum over: transforming and adding a part costs about as much as 20.
 const TILES_WANTED: usize = 128;
 
-/// Most tiles of a strip, to choose from: of so many the gradients at a row of positions, 64 output channels wide, are as
+/// Most tiles of a strip, to choose from: of 48 the gradients at a row of positions, 64 output channels wide, are as
 /// large as the first-level cache. Of 96, cv10 takes 1.1 times as long (Sapphire Rapids).
-const STRIP_TILES: [usize; 2] = [48, 32];
+const STRIP_TILES: [usize; 2] = [MAX_TILES, 32];
 
 /// Bytes of a thread's workspace, at most: twelve layers take 1.04 to 1.1 times as long with 512 KiB, and larger blocks
 /// gain a few hundredths.
@@ -79,9 +79,11 @@ impl Blocks {
                 let width = tiling.tiles.div_ceil(strips).next_multiple_of(kernel.lanes);
                 let fits = |plan: &Self| plan.worker_bytes::<T>(c) <= limit.min(BYTES);
                 let plans = (1..=c.channels).map(|n| {
-                    // Whole tiles of the micro-kernel.
-                    let channels = c.channels.div_ceil(n).next_multiple_of(STEPS);
-                    let division = Division::new(c, channels.min(c.channels), outputs);
+                    let even = c.channels.div_ceil(n);
+                    // Whole tiles of the micro-kernel, unless there is room for less than one.
+                    let whole = even.next_multiple_of(STEPS).min(c.channels);
+                    let channels = if even < STEPS { even } else { whole };
+                    let division = Division::new(c, channels, outputs);
                     Self { tiling, strips, width, division, tile }
                 });
                 let Some(mut plan) = plans.into_iter().find(fits) else { continue };
@@ -90,8 +92,8 @@ impl Blocks {
                 let [channel_blocks, output_blocks] = plan.division.each_way();
                 let block = plan.division.channels();
                 let last = c.channels - (channel_blocks - 1) * block;
-                let multiplied = (channel_blocks - 1) * multiplied(block) + multiplied(last);
-                let products = (c.groups * multiplied * c.outputs) as f64;
+                let sums = (channel_blocks - 1) * multiplied(block) + multiplied(last);
+                let products = (c.groups * sums * c.outputs) as f64;
                 let cycles = products * (registers * PRODUCT + strips as f64 * CALL)
                     + (c.groups * c.channels * output_blocks) as f64 * slots * registers * INPUT
                     + (c.groups * c.outputs * channel_blocks) as f64 * registers * GRADIENT

@@ -1,12 +1,12 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
 use crate::kernel::{
-    GatherTiles, InputAxis, InputPiece, Kernel, OUTPUTS, POSITIONS, Pack, PackTiles, Places, SIDE,
-    TransformTiles, Vector, offsets, product_positions, taps_before,
+    GatherTiles, InputAxis, InputPiece, Kernel, MAX_COLUMNS, OUTPUTS, POSITIONS, Pack, PackTiles,
+    Places, SIDE, TransformTiles, Vector, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
-use crate::strip::panel::{List, Source, worth_gathering};
+use crate::strip::panel::{Lane, List, Source, offsets, worth_gathering};
 use std::ops::Range;
 
 /// Most taps of a piece.
@@ -135,7 +135,7 @@ impl Axis {
 }
 
 /// Most tiles of a strip.
-pub(super) const MAX_TILES: usize = 96;
+pub(super) const MAX_TILES: usize = MAX_COLUMNS;
 
 /// Channels of which all pieces are packed before the next: all but the first piece find their rows in the
 /// first-level cache (r2 1.02 times as fast).
@@ -463,28 +463,26 @@ impl Tiling {
         }
         let [image, channel, row, column] = source.strides;
         let len = source.channels * strip.width;
-        // The first input that the tile of each lane meets: where it lies, its row and its column.
         let mut tiles = [None; MAX_TILES];
         for run in strip.runs() {
             let top = first_input(h, run.row);
             for n in 0..run.tiles {
                 let left = first_input(w, run.column + n * OUTPUTS * w.distance);
                 let offset = run.image as isize * image + top * row + left * column;
-                tiles[run.lane + n] = Some((offset, top, left));
+                tiles[run.lane + n] = Some(Lane { offset, row: top, column: left });
             }
         }
         for (number, tiles) in tiles[..strip.width].chunks(lanes).enumerate() {
-            let Some((first, ..)) = tiles[0] else { return false };
-            let lanes_at = tiles.iter().map(|tile| tile.map(|(offset, ..)| offset));
-            let Some(offsets) = offsets(lanes_at, first) else { return false };
+            let Some((first, offsets)) = offsets(tiles) else { return false };
             for (place, (rows, columns)) in self.pieces().enumerate() {
                 let mut inside = [[0; SIDE]; 2];
-                for (lane, (_, top, left)) in tiles.iter().flatten().enumerate() {
-                    let met = [h.meets(top + rows.offset), w.meets(left + columns.offset)];
+                for (number, lane) in tiles.iter().flatten().enumerate() {
+                    let met =
+                        [h.meets(lane.row + rows.offset), w.meets(lane.column + columns.offset)];
                     for (inside, &met) in
                         inside.as_flattened_mut().iter_mut().zip(met.as_flattened())
                     {
-                        *inside |= u16::from(met) << lane;
+                        *inside |= u16::from(met) << number;
                     }
                 }
                 let offset = first + rows.offset * row + columns.offset * column;
