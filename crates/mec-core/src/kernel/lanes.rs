@@ -212,6 +212,11 @@ impl<T: Vector> WithSimd for RunScatter<'_, T> {
                     let out = s.out.wrapping_add(run.offset + phase);
                     if s.out_column == 1 {
                         s.rows(simd, tile, out, columns);
+                    } else if s.out_column == 2
+                        && T::lanes::<S>() * size_of::<T>() == MASKS_FROM
+                        && !matches!(s.onto, Onto::Output)
+                    {
+                        s.every_second(simd, tile, out, columns);
                     } else {
                         s.columns(tile, out, columns);
                     }
@@ -326,6 +331,42 @@ impl<T: Vector> Scatter<'_, T> {
         }
     }
 
+    /// Every second column, by masks. One by one they were 0.13 of the time of r2's input gradient.
+    ///
+    /// # Safety
+    ///
+    /// As [`scatter`], for `columns` lanes of one run and phase that are not added to the output.
+    #[inline(always)]
+    unsafe fn every_second<S: Simd>(&self, simd: S, tile: *const T, out: *mut T, columns: usize) {
+        let lanes = T::lanes::<S>();
+        for at in (0..columns).step_by(lanes) {
+            let count = (columns - at).min(lanes);
+            let read = T::mask(simd, 0, count);
+            let written: [T::Mask<S>; 2] = std::array::from_fn(|half| {
+                let end = (2 * count).saturating_sub(half * lanes);
+                let one = |lane: usize| lane.is_multiple_of(2) && lane < end;
+                let ones = std::array::from_fn(|lane| if one(lane) { T::ONE } else { T::ZERO });
+                T::mask_of_ones(simd, &ones)
+            });
+            for r in 0..self.channels {
+                let bias = T::splat(simd, self.bias(r));
+                let to = out.wrapping_add(r * self.out_channel + 2 * at);
+                let mut twice = [T::ZERO; 2 * MAX_LANES];
+                // SAFETY: the caller vouches for the columns, which are the lanes of the masks.
+                unsafe {
+                    let from = tile.add(r * self.phases * self.tile_phase + at);
+                    let value = T::sum(simd, T::load_masked(simd, from, read), bias);
+                    T::store_in_turns::<S>(twice.as_mut_ptr(), value, value);
+                    for half in 0..2 {
+                        let value = T::load::<S>(twice.as_ptr().add(half * lanes));
+                        let to = to.wrapping_add(half * lanes);
+                        T::store_masked(simd, to, written[half], value);
+                    }
+                }
+            }
+        }
+    }
+
     /// Columns that lie apart.
     ///
     /// # Safety
@@ -348,6 +389,9 @@ impl<T: Vector> Scatter<'_, T> {
         }
     }
 }
+
+/// Bytes of a register from which a store by a mask takes no longer than one without (AVX-512).
+const MASKS_FROM: usize = 64;
 
 /// Most phases of columns that are stored together.
 pub(crate) const MAX_PHASES: usize = 4;

@@ -3,7 +3,7 @@
 use super::gather::Gathers;
 use super::lanes::{self, Pack};
 use super::transpose::{self, Transpose};
-use super::winograd::{self, TransformWeights};
+use super::winograd::{self, Overlap, TransformWeights};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use pulp::{MemMask, Simd};
@@ -156,6 +156,7 @@ pub struct Moves<T> {
     pub(super) transpose: unsafe fn(&Transpose<T>),
     pub(super) pack: unsafe fn(&Pack<T>),
     pub(super) transform_weights: unsafe fn(&TransformWeights<T>),
+    pub(super) overlap: unsafe fn(&Overlap<T>),
     pub(super) gathers: Option<Gathers<T>>,
 }
 
@@ -166,6 +167,7 @@ impl<T: Vector> Moves<T> {
             transpose: transpose::plain,
             pack: lanes::pack::<T, I>,
             transform_weights: winograd::transform_weights::<T, I>,
+            overlap: winograd::overlap::overlap::<T, I>,
             gathers: None,
         }
     }
@@ -246,6 +248,9 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
 
     /// The lanes `start..end`.
     fn mask<S: Simd>(simd: S, start: usize, end: usize) -> Self::Mask<S>;
+
+    /// The lanes whose element is one.
+    fn mask_of_ones<S: Simd>(simd: S, lanes: &[Self; MAX_LANES]) -> Self::Mask<S>;
 
     /// The elements of `mask`'s lanes from `from` on, zeros in the other lanes.
     ///
@@ -505,6 +510,7 @@ impl Vector for f32 {
         transpose: avx512::transpose,
         pack: avx512::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx512>,
+        overlap: winograd::overlap::narrow::overlap_narrow,
         gathers: Some(super::gather::GATHERS),
     };
     #[cfg(target_arch = "x86_64")]
@@ -512,6 +518,7 @@ impl Vector for f32 {
         transpose: avx2::transpose,
         pack: avx2::pack,
         transform_weights: winograd::transposed::transform_weights::<Avx2>,
+        overlap: winograd::overlap::overlap::<f32, Avx2>,
         gathers: None,
     };
     type Of<S: Simd> = S::f32s;
@@ -596,6 +603,13 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
+    fn mask_of_ones<S: Simd>(simd: S, lanes: &[f32; MAX_LANES]) -> Self::Mask<S> {
+        // SAFETY: the array has as many elements as any register.
+        let lanes = unsafe { Self::load::<S>(lanes.as_ptr()) };
+        simd.equal_f32s(lanes, simd.splat_f32s(1.0))
+    }
+
+    #[inline(always)]
     unsafe fn load_masked<S: Simd>(simd: S, from: *const f32, mask: Self::Mask<S>) -> S::f32s {
         // SAFETY: the caller vouches for the mask's lanes.
         unsafe { simd.mask_load_ptr_f32s(MemMask::new(mask), from) }
@@ -656,6 +670,13 @@ impl Vector for f64 {
         // Without what `pulp`'s own masks carry, jumps to code for each count: they would be met at each load.
         let (start, end) = if start < end { (start, end) } else { (0, 0) };
         simd.mask_between_m64s(start as u64, end as u64).mask()
+    }
+
+    #[inline(always)]
+    fn mask_of_ones<S: Simd>(simd: S, lanes: &[f64; MAX_LANES]) -> Self::Mask<S> {
+        // SAFETY: the array has as many elements as any register.
+        let lanes = unsafe { Self::load::<S>(lanes.as_ptr()) };
+        simd.equal_f64s(lanes, simd.splat_f64s(1.0))
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@
 
 mod forward;
 mod gradient;
-mod overlap;
+pub(super) mod overlap;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod transposed;
@@ -112,7 +112,7 @@ impl<T: Vector> Winograd<T> {
             transform_sums: gradient::transform_sums::<T, I>,
             transform_tiles: overlap::transform_tiles::<T, I>,
             transform_additions: overlap::transform_additions::<T, I>,
-            overlap: overlap::overlap::<T, I>,
+            overlap: moves.overlap,
         }
     }
 

@@ -7,6 +7,9 @@
 //! y = B [(G g G') * (A d A')] B'      summed over channels; outputs that tiles share are added up
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+pub(in crate::kernel) mod narrow;
+
 use super::forward::both_ways;
 use super::gradient::gradient;
 use super::{OUTPUTS, Places, SIDE, has_product};
@@ -312,4 +315,79 @@ pub(crate) unsafe fn transform_additions<T: Vector, I: Isa>(t: &TransformAdditio
 pub(crate) unsafe fn overlap<T: Vector, I: Isa>(o: &Overlap<T>) {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Add(o));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernel;
+
+    /// Each tile adds its 4 x 4 values where it should, whatever the register width, on every kernel of this CPU.
+    #[test]
+    fn what_tiles_add_is_added_up() {
+        for kernel in Kernel::<f32>::available() {
+            for [rows, columns] in [[1, 1], [3, 3], [2, 7], [6, 6], [9, 7], [3, 8], [2, 20]] {
+                for cut in [0, 1] {
+                    one_size(kernel, [rows, columns], cut);
+                }
+            }
+        }
+    }
+
+    /// `cut`: rows and columns that are missing on each side of the output.
+    fn one_size(kernel: &Kernel<f32>, [rows, columns]: [usize; 2], cut: usize) {
+        const IMAGES: usize = 2;
+        const CHANNELS: usize = 3;
+        let from_channel = IMAGES * rows * columns + 1;
+        let position = CHANNELS * from_channel + 5;
+        // Integers, so that every order gives the same sum.
+        let from: Vec<f32> =
+            (0..position * SIDE * SIDE + MAX_LANES).map(|i| (i * 7 % 31) as f32).collect();
+        let size = [rows, columns].map(|tiles| OUTPUTS * (tiles + 1) - 2 * cut);
+        let row = size[1] + 1;
+        let channel = size[0] * row + 2;
+        let image = CHANNELS * channel + 3;
+        let bias = [1.0, 2.0, 3.0];
+        for onto in [Onto::Nothing, Onto::Bias(bias.as_ptr()), Onto::Output] {
+            let before = vec![100.0f32; IMAGES * image];
+            let mut expected = before.clone();
+            for (n, r) in (0..IMAGES).flat_map(|n| (0..CHANNELS).map(move |r| (n, r))) {
+                for (y, x) in (0..size[0]).flat_map(|y| (0..size[1]).map(move |x| (y, x))) {
+                    let to = &mut expected[n * image + r * channel + y * row + x];
+                    match onto {
+                        Onto::Nothing => *to = 0.0,
+                        Onto::Bias(_) => *to = bias[r],
+                        Onto::Output => {}
+                    }
+                    for (p, q) in (0..rows).flat_map(|p| (0..columns).map(move |q| (p, q))) {
+                        let inside = |at: usize, tile: usize| {
+                            (at + cut).checked_sub(OUTPUTS * tile).filter(|&i| i < SIDE)
+                        };
+                        if let (Some(i), Some(j)) = (inside(y, p), inside(x, q)) {
+                            let tile = (n * rows + p) * columns + q;
+                            *to += from[(i * SIDE + j) * position + r * from_channel + tile];
+                        }
+                    }
+                }
+            }
+            let mut out = before;
+            // SAFETY: both sides have room for all images, channels and positions.
+            unsafe {
+                kernel.winograd.overlap(&Overlap {
+                    from: from.as_ptr(),
+                    position,
+                    from_channel,
+                    tiles: [rows, columns],
+                    images: IMAGES,
+                    channels: CHANNELS,
+                    first: [-(cut as isize); 2],
+                    size,
+                    out: out.as_mut_ptr(),
+                    strides: [image, channel, row, 1],
+                    onto,
+                });
+            }
+            assert_eq!(out, expected, "{}: {rows}x{columns} less {cut}", kernel.name);
+        }
+    }
 }
