@@ -26,7 +26,9 @@ mod winograd;
 
 pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, DirectTap};
 pub(crate) use dots::{Dots, ELEMENTS, Span};
-pub(crate) use gather::{GatherLanes, GatherTiles, Gathers};
+pub(crate) use gather::{
+    GatherLanes, GatherTiles, Gathers, MOST_DEALT, MOST_SPAN, RowOfTiles, RowTiles,
+};
 pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};
 pub(crate) use rows::{

@@ -1,8 +1,9 @@
 //! Tiles and pieces: how a correlation is cut for Winograd's filtering, and packing its input.
 
 use crate::kernel::{
-    GatherTiles, InputAxis, InputPiece, Kernel, MAX_COLUMNS, OUTPUTS, POSITIONS, Pack, PackTiles,
-    Places, SIDE, TransformTiles, Vector, product_positions, taps_before,
+    GatherTiles, Gathers, InputAxis, InputPiece, Kernel, MAX_COLUMNS, MAX_LANES, MOST_DEALT,
+    MOST_SPAN, OUTPUTS, POSITIONS, Pack, PackTiles, Places, RowOfTiles, RowTiles, SIDE,
+    TransformTiles, Vector, product_positions, taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
@@ -473,6 +474,10 @@ impl Tiling {
             }
         }
         for (number, tiles) in tiles[..strip.width].chunks(lanes).enumerate() {
+            // SAFETY: the same contract.
+            if unsafe { self.deal_tiles(gathers, strip, number * lanes, lanes, source, panel) } {
+                continue;
+            }
             let Some((first, offsets)) = offsets(tiles) else { return false };
             for (place, (rows, columns)) in self.pieces().enumerate() {
                 let mut inside = [[0; SIDE]; 2];
@@ -500,6 +505,78 @@ impl Tiling {
                         places: &self.places(place, len, GAP),
                     });
                 }
+            }
+        }
+        true
+    }
+
+    /// Packs and transforms the register of tiles that begins with lane `first`, if they lie in a few short rows;
+    /// whether it did.
+    ///
+    /// # Safety
+    ///
+    /// As [`Tiling::pack`].
+    unsafe fn deal_tiles<T: Vector>(
+        &self,
+        gathers: &Gathers<T>,
+        strip: &Strip,
+        first: usize,
+        lanes: usize,
+        source: &Source<T>,
+        panel: *mut T,
+    ) -> bool {
+        let (h, w) = (&self.height, &self.width);
+        let [image, channel, row, column] = source.strides;
+        let tile_step = OUTPUTS * w.distance * w.reach.step;
+        let meets = |run: &&Run| run.lane < first + lanes && run.lane + run.tiles > first;
+        let here = || strip.runs().iter().filter(meets);
+        let span = |run: &Run| {
+            let lane = run.lane.max(first);
+            let tiles = (run.lane + run.tiles).min(first + lanes) - lane;
+            ((tiles - 1) * tile_step + (SIDE - 1) * w.unit + 1, lane, tiles)
+        };
+        let most = here().map(|run| span(run).0).max().unwrap_or(0);
+        let dealt = here().count() * most.div_ceil(lanes);
+        if column != 1 || most > MOST_SPAN || dealt > MOST_DEALT {
+            return false;
+        }
+        let len = source.channels * strip.width;
+        for (place, (rows, columns)) in self.pieces().enumerate() {
+            let mut index = [0; MAX_LANES];
+            let mut found = List::<_, MOST_DEALT>::new();
+            for run in here() {
+                let (span, lane, tiles) = span(run);
+                for n in 0..tiles {
+                    index[lane - first + n] = (n * tile_step) as i32;
+                }
+                let top = first_input(h, run.row) + rows.offset;
+                let left = first_input(w, run.column) + columns.offset;
+                let left = left + ((lane - run.lane) * tile_step) as isize;
+                let inside = |end: isize| (end - left).clamp(0, span as isize) as u32;
+                let before = |end: isize| (1u64 << inside(end)) as u32;
+                let met = h.meets(top);
+                found.push(RowOfTiles {
+                    from: source
+                        .first
+                        .wrapping_offset(run.image as isize * image + top * row + left),
+                    lanes: (((1u32 << tiles) - 1) << (lane - first)) as u16,
+                    inside: (0..SIDE).map(|i| u8::from(met[i]) << i).sum(),
+                    columns: before(w.reach.input as isize).wrapping_sub(before(0)),
+                });
+            }
+            // SAFETY: only what is inside the input is named as such; the strip has the lanes.
+            unsafe {
+                gathers.tiles_of_rows(&RowTiles {
+                    rows: found.as_slice(),
+                    steps: [channel, h.unit as isize * row],
+                    unit: w.unit,
+                    index,
+                    taps: [rows.taps, columns.taps],
+                    channels: source.channels,
+                    to: panel.wrapping_add(first),
+                    width: strip.width,
+                    places: &self.places(place, len, GAP),
+                });
             }
         }
         true
