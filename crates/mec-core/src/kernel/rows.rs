@@ -45,6 +45,8 @@ pub(crate) struct Planes {
     pub count: usize,
     /// Elements from one to the next.
     pub step: isize,
+    /// Whether they come from further away than the second-level cache.
+    pub far: bool,
 }
 
 impl Planes {
