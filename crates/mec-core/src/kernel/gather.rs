@@ -30,18 +30,10 @@ pub struct GatherLanes<T> {
     pub to_channel: usize,
 }
 
-/// One register of tiles, of some channels, to be packed and transformed for one piece of the kernel, as
+/// Where one register of tiles goes, of some channels, packed and transformed for one piece of the kernel, as
 /// [`PackTiles`](super::PackTiles) are.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512 alone"))]
-pub struct GatherTiles<'a, T> {
-    /// From where `offsets` are counted, in the first channel.
-    pub from: *const T,
-    /// Elements from a channel to the next, from a row of positions to the next and from a column to the next.
-    pub steps: [isize; 3],
-    /// Elements to position 0 of the tile of each lane.
-    pub offsets: [i32; MAX_LANES],
-    /// The lanes of which each row of positions, and each column, is inside the input: others count as zero.
-    pub inside: [[u16; SIDE]; 2],
+pub struct ToPanel<'a, T> {
     /// Elements of the piece along each axis, 1 to 3.
     pub taps: [usize; 2],
     /// Channels.
@@ -54,8 +46,23 @@ pub struct GatherTiles<'a, T> {
     pub places: &'a Places,
 }
 
-/// The same of tiles in a few rows, each of which is read as it lies and dealt to the lanes: with loads that gather, a cycle
-/// for each lane, weight gradients of 14 x 14 took 1.08 times as long, those of 7 x 7 1.02 times.
+/// Tiles that are gathered.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512 alone"))]
+pub struct GatherTiles<'a, T> {
+    /// From where `offsets` are counted, in the first channel.
+    pub from: *const T,
+    /// Elements from a channel to the next, from a row of positions to the next and from a column to the next.
+    pub steps: [isize; 3],
+    /// Elements to position 0 of the tile of each lane.
+    pub offsets: [i32; MAX_LANES],
+    /// The lanes of which each row of positions, and each column, is inside the input: others count as zero.
+    pub inside: [[u16; SIDE]; 2],
+    /// Where they go.
+    pub panel: ToPanel<'a, T>,
+}
+
+/// Tiles in a few rows, each of which is read as it lies and dealt to the lanes: with loads that gather, a cycle for each
+/// lane, weight gradients of 14 x 14 took 1.08 times as long, those of 7 x 7 1.02 times.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for AVX-512 alone"))]
 pub struct RowTiles<'a, T> {
     /// The rows of tiles.
@@ -66,16 +73,8 @@ pub struct RowTiles<'a, T> {
     pub unit: usize,
     /// Elements from the first tile of a row to the lane's.
     pub index: [i32; MAX_LANES],
-    /// As in [`GatherTiles`].
-    pub taps: [usize; 2],
-    /// Channels.
-    pub channels: usize,
-    /// As in [`GatherTiles`].
-    pub to: *mut T,
-    /// As in [`GatherTiles`].
-    pub width: usize,
-    /// As in [`GatherTiles`].
-    pub places: &'a Places,
+    /// Where they go.
+    pub panel: ToPanel<'a, T>,
 }
 
 /// Tiles of a register that lie in one row of one image.
@@ -177,7 +176,7 @@ mod avx512 {
     unsafe fn tiles(g: &GatherTiles<f32>) {
         // SAFETY: the same contract.
         unsafe {
-            match g.taps {
+            match g.panel.taps {
                 [1, 1] => of_taps::<1, 1>(g),
                 [1, 2] => of_taps::<1, 2>(g),
                 [1, _] => of_taps::<1, 3>(g),
@@ -198,11 +197,11 @@ mod avx512 {
     unsafe fn of_taps<const ROWS: usize, const COLUMNS: usize>(g: &GatherTiles<f32>) {
         let [from_channel, from_row, from_column] = g.steps;
         let [rows, columns] = g.inside;
-        let (width, places) = (g.width, *g.places);
-        let (mut from, mut to) = (g.from, g.to);
+        let (channels, width, places) = (g.panel.channels, g.panel.width, *g.panel.places);
+        let (mut from, mut to) = (g.from, g.panel.to);
         // SAFETY: the array has a register's lanes.
         let offsets = unsafe { _mm512_loadu_si512(g.offsets.as_ptr().cast()) };
-        for _ in 0..g.channels {
+        for _ in 0..channels {
             let mut d = [[_mm512_setzero_ps(); SIDE]; SIDE];
             for i in product_positions(ROWS) {
                 let mut read = [_mm512_setzero_ps(); SIDE];
@@ -243,7 +242,7 @@ mod avx512 {
     unsafe fn dealt_of_taps<const WIDE: bool>(g: &RowTiles<f32>) {
         // SAFETY: the same contract.
         unsafe {
-            match g.taps {
+            match g.panel.taps {
                 [1, 1] => dealt::<1, 1, WIDE>(g),
                 [1, 2] => dealt::<1, 2, WIDE>(g),
                 [1, _] => dealt::<1, 3, WIDE>(g),
@@ -263,15 +262,15 @@ mod avx512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn dealt<const ROWS: usize, const COLUMNS: usize, const WIDE: bool>(g: &RowTiles<f32>) {
         let [from_channel, from_row] = g.steps;
-        let (width, places) = (g.width, *g.places);
+        let (channels, width, places) = (g.panel.channels, g.panel.width, *g.panel.places);
         // SAFETY: the array has a register's lanes.
         let first = unsafe { _mm512_loadu_si512(g.index.as_ptr().cast()) };
         let mut index = [first; SIDE];
         for j in 0..SIDE {
             index[j] = _mm512_add_epi32(first, _mm512_set1_epi32((j * g.unit) as i32));
         }
-        let (mut channel, mut to) = (0, g.to);
-        for _ in 0..g.channels {
+        let (mut channel, mut to) = (0, g.panel.to);
+        for _ in 0..channels {
             let mut d = [[_mm512_setzero_ps(); SIDE]; SIDE];
             for i in product_positions(ROWS) {
                 let mut read = [_mm512_setzero_ps(); SIDE];

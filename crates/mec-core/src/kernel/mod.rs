@@ -27,7 +27,7 @@ mod winograd;
 pub(crate) use direct::{DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct, DirectTap};
 pub(crate) use dots::{Dots, ELEMENTS, Span};
 pub(crate) use gather::{
-    GatherLanes, GatherTiles, Gathers, MOST_DEALT, MOST_SPAN, RowOfTiles, RowTiles,
+    GatherLanes, GatherTiles, Gathers, MOST_DEALT, MOST_SPAN, RowOfTiles, RowTiles, ToPanel,
 };
 pub(crate) use lanes::{MAX_PHASES, OutRun, Pack, Scatter, inside_columns};
 pub(crate) use outer::{Outer, STEPS, Stretch};

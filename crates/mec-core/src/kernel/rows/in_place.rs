@@ -114,6 +114,14 @@ struct Ask {
     row: isize,
 }
 
+impl Ask {
+    /// What is asked for with row `y`. It need not be there: a stride that is never taken may have any size.
+    #[inline(always)]
+    fn at(self, y: isize) -> isize {
+        self.first.wrapping_add(y.wrapping_mul(self.row))
+    }
+}
+
 /// Pairs of taps of the widest kernel's row.
 const PAIRS: usize = 4;
 
@@ -174,7 +182,7 @@ impl<T: Vector, S: Simd, const K: usize> Meets<T, S> for Edge<T, S, K> {
 
     #[inline(always)]
     unsafe fn row(&self, simd: S, y: isize) -> [T::Of<S>; K] {
-        prefetch(self.x.first.wrapping_offset(self.ask.first + y * self.ask.row));
+        prefetch(self.x.first.wrapping_offset(self.ask.at(y)));
         let mut met = [T::splat(simd, T::ZERO); K];
         if let Some(row) = self.x.row(y) {
             for m in 0..K {
@@ -337,32 +345,21 @@ impl<T: Vector, P: Pass<T, K>, const K: usize> WithSimd for Outer<'_, T, P, K> {
         let (lanes, width) = (T::lanes::<S>(), tiles.size[1]);
         let mut state = pass.start(simd);
         let last = if P::REPEATS && width >= lanes { width - lanes } else { width };
-        if tiles.one_by_one::<S>() {
-            for plane in 0..tiles.planes.count {
-                for x in (0..width).step_by(lanes) {
-                    let planes = plane..plane + 1;
-                    // SAFETY: `run`'s contract covers all planes; rows and columns are those of the output.
-                    unsafe {
-                        edge(simd, pass, &mut state, &tiles, planes, rows.clone(), x.min(last));
-                    }
+        let count = tiles.planes.count;
+        let together = if tiles.one_by_one::<S>() { 1 } else { count.max(1) };
+        for first in (0..count).step_by(together) {
+            for x in (0..width).step_by(lanes) {
+                if inner.contains(&x) {
+                    continue;
                 }
-            }
-            // SAFETY: `run`'s contract covers what the pass makes.
-            unsafe { pass.finish(simd, state) };
-            return;
-        }
-        for x in (0..width).step_by(lanes) {
-            if inner.contains(&x) {
-                continue;
-            }
-            let x = x.min(last);
-            let planes = 0..tiles.planes.count;
-            // SAFETY: `run`'s contract covers all planes; rows and columns are those of the output.
-            unsafe {
-                if tiles.window.stride == 2 {
-                    apart(simd, pass, &mut state, &tiles, planes, rows.clone(), x);
-                } else {
-                    edge(simd, pass, &mut state, &tiles, planes, rows.clone(), x);
+                let (x, planes) = (x.min(last), first..(first + together).min(count));
+                // SAFETY: `run`'s contract covers all planes; rows and columns are those of the output.
+                unsafe {
+                    if tiles.window.stride == 2 {
+                        apart(simd, pass, &mut state, &tiles, planes, rows.clone(), x);
+                    } else {
+                        edge(simd, pass, &mut state, &tiles, planes, rows.clone(), x);
+                    }
                 }
             }
         }
@@ -450,8 +447,10 @@ unsafe fn edge<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
     let lanes = T::lanes::<S>();
     let next = tiles.one_by_one::<S>().then(|| x.div_ceil(lanes) * lanes * rows.len());
     let ask = match next {
-        Some(next) => Ask { first: tiles.planes.step + next as isize, row: lanes as isize },
-        None => Ask { first: ahead * tiles.x.row + left, row: tiles.x.row },
+        Some(next) => {
+            Ask { first: tiles.planes.step.wrapping_add(next as isize), row: lanes as isize }
+        }
+        None => Ask { first: ahead.wrapping_mul(tiles.x.row).wrapping_add(left), row: tiles.x.row },
     };
     let columns = T::first(simd, count);
     let column = Column { y, x, rows: rows.len(), columns, top, ahead, next };
@@ -712,16 +711,17 @@ impl<T: Vector> Pass<T, 3> for RowSums<T> {
     ) {
         let step = self.dy.row;
         let from = state.dy.first.wrapping_offset(y as isize * step + x as isize);
-        let ask = match next {
+        // From the plane, or from the register.
+        let (start, ask) = match next {
             Some(next) => {
-                let first = state.dy.first.wrapping_offset(self.dy_step).wrapping_add(next);
-                (first, T::lanes::<S>() as isize)
+                let first = self.dy_step.wrapping_add(next as isize);
+                (state.dy.first, Ask { first, row: T::lanes::<S>() as isize })
             }
-            None => (from.wrapping_offset(ahead * step), step),
+            None => (from, Ask { first: ahead.wrapping_mul(step), row: step }),
         };
         let dy = |i: usize| {
             let row = from.wrapping_offset(i as isize * step);
-            prefetch(ask.0.wrapping_offset(i as isize * ask.1));
+            prefetch(start.wrapping_offset(ask.at(i as isize)));
             // SAFETY: the caller vouches for rows and columns.
             unsafe { T::load_first(simd, row, columns) }
         };

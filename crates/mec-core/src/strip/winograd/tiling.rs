@@ -165,6 +165,13 @@ impl Strip {
     pub fn runs(&self) -> &[Run] {
         self.runs.as_slice()
     }
+
+    /// Those with tiles in `lanes`, and which lanes these are.
+    fn runs_in(&self, lanes: Range<usize>) -> impl Iterator<Item = (&Run, Range<usize>)> {
+        let these =
+            move |run: &Run| run.lane.max(lanes.start)..(run.lane + run.tiles).min(lanes.end);
+        self.runs().iter().map(move |run| (run, these(run))).filter(|(_, these)| !these.is_empty())
+    }
 }
 
 /// A correlation, cut into tiles and pieces.

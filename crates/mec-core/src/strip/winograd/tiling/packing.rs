@@ -1,11 +1,12 @@
 //! Packing and transforming the input of a strip of tiles: row by row, or register by register where rows are short.
 
-use super::{Axis, GAP, MAX_PIECES, MAX_TILES, Run, Strip, Tiling};
+use super::{Axis, GAP, MAX_PIECES, Strip, Tiling};
 use crate::kernel::{
     GatherTiles, Gathers, InputAxis, Kernel, MAX_LANES, MOST_DEALT, MOST_SPAN, OUTPUTS, POSITIONS,
-    Pack, PackTiles, Places, RowOfTiles, RowTiles, SIDE, TransformTiles, Vector,
+    Pack, PackTiles, Places, RowOfTiles, RowTiles, SIDE, ToPanel, TransformTiles, Vector,
 };
 use crate::strip::panel::{Lane, List, Source, offsets, worth_gathering};
+use std::ops::Range;
 
 /// Channels of which all pieces are packed before the next: all but the first piece find their rows in the
 /// first-level cache (r2 1.02 times as fast).
@@ -131,20 +132,22 @@ impl Tiling {
             return false;
         }
         let [image, channel, row, column] = source.strides;
-        let len = source.channels * strip.width;
-        let mut tiles = [None; MAX_TILES];
-        for run in strip.runs() {
-            let top = first_input(h, run.row);
-            for n in 0..run.tiles {
-                let left = first_input(w, run.column + n * OUTPUTS * w.distance);
-                let offset = run.image as isize * image + top * row + left * column;
-                tiles[run.lane + n] = Some(Lane { offset, row: top, column: left });
-            }
-        }
-        for (number, tiles) in tiles[..strip.width].chunks(lanes).enumerate() {
+        for register in (0..strip.width).step_by(lanes) {
             // SAFETY: the same contract.
-            if unsafe { self.deal_tiles(gathers, strip, number * lanes, lanes, source, panel) } {
+            if unsafe { self.deal_tiles(gathers, strip, register..register + lanes, source, panel) }
+            {
                 continue;
+            }
+            let mut tiles = [None; MAX_LANES];
+            let tiles = &mut tiles[..lanes];
+            for (run, these) in strip.runs_in(register..register + lanes) {
+                let top = first_input(h, run.row);
+                for lane in these {
+                    let n = lane - run.lane;
+                    let left = first_input(w, run.column + n * OUTPUTS * w.distance);
+                    let offset = run.image as isize * image + top * row + left * column;
+                    tiles[lane - register] = Some(Lane { offset, row: top, column: left });
+                }
             }
             let Some((first, offsets)) = offsets(tiles) else { return false };
             for (place, (rows, columns)) in self.pieces().enumerate() {
@@ -166,11 +169,13 @@ impl Tiling {
                         steps: [channel, h.unit as isize * row, w.unit as isize * column],
                         offsets,
                         inside,
-                        taps: [rows.taps, columns.taps],
-                        channels: source.channels,
-                        to: panel.wrapping_add(number * lanes),
-                        width: strip.width,
-                        places: &self.places(place, len, GAP),
+                        panel: ToPanel {
+                            taps: [rows.taps, columns.taps],
+                            channels: source.channels,
+                            to: panel.wrapping_add(register),
+                            width: strip.width,
+                            places: &self.places(place, source.channels * strip.width, GAP),
+                        },
                     });
                 }
             }
@@ -178,8 +183,7 @@ impl Tiling {
         true
     }
 
-    /// Packs and transforms the register of tiles that begins with lane `first`, if they lie in a few short rows;
-    /// whether it did.
+    /// Packs and transforms the tiles in the lanes of one register, if they lie in a few short rows; whether it did.
     ///
     /// # Safety
     ///
@@ -188,23 +192,17 @@ impl Tiling {
         &self,
         gathers: &Gathers<T>,
         strip: &Strip,
-        first: usize,
-        lanes: usize,
+        register: Range<usize>,
         source: &Source<T>,
         panel: *mut T,
     ) -> bool {
         let (h, w) = (&self.height, &self.width);
         let [image, channel, row, column] = source.strides;
         let tile_step = OUTPUTS * w.distance * w.reach.step;
-        let meets = |run: &&Run| run.lane < first + lanes && run.lane + run.tiles > first;
-        let here = || strip.runs().iter().filter(meets);
-        let span = |run: &Run| {
-            let lane = run.lane.max(first);
-            let tiles = (run.lane + run.tiles).min(first + lanes) - lane;
-            ((tiles - 1) * tile_step + (SIDE - 1) * w.unit + 1, lane, tiles)
-        };
-        let most = here().map(|run| span(run).0).max().unwrap_or(0);
-        let dealt = here().count() * most.div_ceil(lanes);
+        let span = |tiles: usize| (tiles - 1) * tile_step + (SIDE - 1) * w.unit + 1;
+        let here = || strip.runs_in(register.clone());
+        let most = here().map(|(_, these)| span(these.len())).max().unwrap_or(0);
+        let dealt = here().count() * most.div_ceil(register.len());
         if column != 1 || most > MOST_SPAN || dealt > MOST_DEALT {
             return false;
         }
@@ -212,22 +210,22 @@ impl Tiling {
         for (place, (rows, columns)) in self.pieces().enumerate() {
             let mut index = [0; MAX_LANES];
             let mut found = List::<_, MOST_DEALT>::new();
-            for run in here() {
-                let (span, lane, tiles) = span(run);
+            for (run, these) in here() {
+                let (first, tiles) = (these.start - register.start, these.len());
                 for n in 0..tiles {
-                    index[lane - first + n] = (n * tile_step) as i32;
+                    index[first + n] = (n * tile_step) as i32;
                 }
                 let top = first_input(h, run.row) + rows.offset;
                 let left = first_input(w, run.column) + columns.offset;
-                let left = left + ((lane - run.lane) * tile_step) as isize;
-                let inside = |end: isize| (end - left).clamp(0, span as isize) as u32;
+                let left = left + ((these.start - run.lane) * tile_step) as isize;
+                let inside = |end: isize| (end - left).clamp(0, span(tiles) as isize) as u32;
                 let before = |end: isize| (1u64 << inside(end)) as u32;
                 let met = h.meets(top);
                 found.push(RowOfTiles {
                     from: source
                         .first
                         .wrapping_offset(run.image as isize * image + top * row + left),
-                    lanes: (((1u32 << tiles) - 1) << (lane - first)) as u16,
+                    lanes: (((1u32 << tiles) - 1) << first) as u16,
                     inside: (0..SIDE).map(|i| u8::from(met[i]) << i).sum(),
                     columns: before(w.reach.input as isize).wrapping_sub(before(0)),
                 });
@@ -239,11 +237,13 @@ impl Tiling {
                     steps: [channel, h.unit as isize * row],
                     unit: w.unit,
                     index,
-                    taps: [rows.taps, columns.taps],
-                    channels: source.channels,
-                    to: panel.wrapping_add(first),
-                    width: strip.width,
-                    places: &self.places(place, len, GAP),
+                    panel: ToPanel {
+                        taps: [rows.taps, columns.taps],
+                        channels: source.channels,
+                        to: panel.wrapping_add(register.start),
+                        width: strip.width,
+                        places: &self.places(place, len, GAP),
+                    },
                 });
             }
         }
