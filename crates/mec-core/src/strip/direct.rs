@@ -12,7 +12,7 @@
 use super::buffer::Workspace;
 use super::correlation::{Correlation, Phase};
 use super::engine::Operands;
-use super::workers::{for_each_worker_apart, locate};
+use super::workers::{for_each_worker, locate};
 use crate::kernel::{
     DIRECT_COLUMNS, DIRECT_OUTPUTS, DIRECT_VECTORS, Direct as Call, DirectTap, FEW, Kernel,
     MAX_LANES, Onto, OutRun, Scatter, Vector, inside_columns,
@@ -174,7 +174,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
 ) {
     let all = tasks(jobs);
     let [most_weights, most_taps] = most(jobs);
-    for_each_worker_apart(threads, all, |numbers| {
+    for_each_worker(threads, all, |numbers| {
         let memory = Workspace::new(most_weights);
         let mut taps = Taps { taps: Vec::with_capacity(most_taps), columns: [0; 3] };
         let mut held = None;

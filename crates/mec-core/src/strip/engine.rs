@@ -18,7 +18,7 @@ use super::buffer::Workspace;
 use super::correlation::{Correlation, MAX_PHASES, Phase};
 use super::panel::{self, List, Source, Steps, Strip};
 use super::strips::Strips;
-use super::workers::{for_each_worker_apart, locate};
+use super::workers::{for_each_worker, locate};
 use crate::kernel::{
     Kernel, MAX_CHANNELS, MAX_COLUMNS, MAX_VECTORS, Onto, OutRun, Scatter, Tap, Tile, Vector,
     prefetch,
@@ -70,7 +70,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     threads: usize,
 ) {
     let tasks: usize = jobs.iter().map(|(c, s)| s.tasks(c.groups)).sum();
-    for_each_worker_apart(threads, tasks, |numbers| {
+    for_each_worker(threads, tasks, |numbers| {
         let memory = Workspace::new(memory_len(jobs));
         let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
         let taps = Vec::with_capacity(2 * most_taps);

@@ -15,7 +15,7 @@ use super::correlation::Correlation;
 use super::engine::Operands;
 use super::panel::Source;
 use super::positions::Positions;
-use super::workers::for_each_worker_apart;
+use super::workers::for_each_worker;
 use crate::kernel::{Kernel, Onto, Tap, Tile, Vector};
 use crate::plan::Piece;
 
@@ -102,7 +102,7 @@ impl Stream {
         threads: usize,
     ) {
         let tasks = self.tasks(c);
-        for_each_worker_apart(threads, tasks, |numbers| {
+        for_each_worker(threads, tasks, |numbers| {
             let memory = Workspace::new(self.panel_len(c));
             let [.., row, column] = operands.weight_strides;
             let mut taps = Vec::with_capacity(c.taps());

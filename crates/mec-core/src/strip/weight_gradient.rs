@@ -13,7 +13,7 @@ pub(super) mod outer;
 
 use super::correlation::Correlation;
 use super::panel::Source;
-use super::workers::for_each_worker;
+use super::workers::for_each_worker_in_turns;
 use crate::kernel::{Kernel, Transpose, Vector};
 use crate::plan::Piece;
 use std::ops::Range;
@@ -217,7 +217,7 @@ impl Division {
     ) {
         let blocks = self.blocks();
         let turns = Turns::new(if self.parts > 1 { blocks } else { 0 });
-        for_each_worker(threads, self.tasks(), |numbers| {
+        for_each_worker_in_turns(threads, self.tasks(), |numbers| {
             let mut memory = memory();
             for number in numbers {
                 let (part, number) = (number / blocks, number % blocks);

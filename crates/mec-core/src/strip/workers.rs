@@ -2,25 +2,15 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Deals the numbers below `tasks`, in order, to at most `threads` workers, each of which takes its
-/// numbers from an iterator. A worker that comes too late is not started, so that it takes no memory.
-pub(crate) fn for_each_worker(
-    threads: usize,
-    tasks: usize,
-    work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
-) {
-    let taken = AtomicUsize::new(0);
-    let next = |_| Some(taken.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
-    start(threads.min(tasks), next, work);
-}
-
-/// The same, but that each worker takes a range of its own in order, and then what is left of the others'.
+/// Deals the numbers below `tasks` to at most `threads` workers, each of which takes its numbers from an iterator: a range
+/// of its own in order, and then what is left of the others'. A worker that comes too late is not started, so that it
+/// takes no memory.
 ///
-/// Neighbouring strips share cache lines of the output. Two threads that write them at a time take
-/// them from each other: m1 and cv7 then ran no faster on two threads than on one. And what a worker keeps for its
-/// next task, neighbours have in common: dealt in turns, the ranges were swapped whenever one worker was late, and cv1
-/// transformed its weights again for each panel.
-pub(crate) fn for_each_worker_apart(
+/// Neighbouring tasks share cache lines and pages of the output, and a thread asks ahead for what its next task meets.
+/// Two threads that take neighbours at a time take those lines from each other: m1 and cv7 then ran no faster on two
+/// threads than on one, dw1 half as fast. And what a worker keeps for its next task, neighbours have in common: dealt
+/// in turns, the ranges were swapped whenever one worker was late, and cv1 transformed its weights again for each panel.
+pub(crate) fn for_each_worker(
     threads: usize,
     tasks: usize,
     work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
@@ -33,6 +23,17 @@ pub(crate) fn for_each_worker_apart(
     };
     let next = |worker: usize| (0..ranges).find_map(|n| take((worker + n) % ranges));
     start(ranges, next, work);
+}
+
+/// The same, but that all take the numbers in order: for tasks that wait for those before them.
+pub(crate) fn for_each_worker_in_turns(
+    threads: usize,
+    tasks: usize,
+    work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
+) {
+    let taken = AtomicUsize::new(0);
+    let next = |_| Some(taken.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
+    start(threads.min(tasks), next, work);
 }
 
 /// Starts up to so many workers; `next` gives a worker, by its number, its next task.
@@ -83,7 +84,7 @@ mod tests {
         for tasks in 0..40 {
             for threads in 1..7 {
                 let dealt = Mutex::new(Vec::new());
-                for_each_worker_apart(threads, tasks, |numbers| {
+                for_each_worker(threads, tasks, |numbers| {
                     for number in numbers {
                         dealt.lock().unwrap().push(number);
                     }

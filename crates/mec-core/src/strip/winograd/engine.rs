@@ -10,7 +10,7 @@ use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
 use crate::strip::engine::Operands;
 use crate::strip::panel::{List, Source};
-use crate::strip::workers::{for_each_worker_apart, locate};
+use crate::strip::workers::{for_each_worker, locate};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,7 +29,7 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     let tasks: usize = jobs.iter().map(|(c, plan)| plan.tasks(c.groups)).sum();
     let most = |of: fn(&Winograd) -> usize| jobs.iter().map(|(_, p)| of(p)).max().unwrap_or(0);
     let finite = AtomicBool::new(true);
-    for_each_worker_apart(threads, tasks, |numbers| {
+    for_each_worker(threads, tasks, |numbers| {
         let memory = Workspace::new(most(Winograd::workspace_len));
         let mut strips = Vec::with_capacity(most(Winograd::panel_strips));
         let mut runs = Vec::with_capacity(most(most_runs));
