@@ -69,6 +69,33 @@ fn bits(count: usize) -> __mmask16 {
     ((1u32 << count) - 1) as __mmask16
 }
 
+/// Adds the sum of the lanes of each of eight registers to the elements from `to` on: half of the shuffles that one after
+/// the other takes.
+///
+/// # Safety
+///
+/// The CPU has AVX-512 F; eight elements can be read and written at `to`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn add_sums(to: *mut f32, of: [__m512; 8]) {
+    // Halves of two registers, then quarters of four; then `[a, e]` in a quarter, `[b, f]` in the next.
+    let halves = |a, b| {
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+    };
+    let quarters = |a, b| {
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+    };
+    let [a, b, c, d, e, f, g, h] = of;
+    let first = quarters(halves(a, b), halves(c, d));
+    let second = quarters(halves(e, f), halves(g, h));
+    let pairs = _mm512_add_ps(_mm512_unpacklo_ps(first, second), _mm512_unpackhi_ps(first, second));
+    let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0x4e>(pairs));
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    let sums = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums));
+    // SAFETY: the caller vouches for the elements.
+    unsafe { _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sums)) };
+}
+
 /// Transposes `f32` in blocks of 16 x 16 registers.
 ///
 /// A block takes 64 shuffles, a cycle each: a quarter of a cycle for each element, where loads and

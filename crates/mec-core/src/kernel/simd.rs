@@ -106,6 +106,19 @@ fn is_avx2<S: Simd>() -> bool {
     TypeId::of::<S>() == TypeId::of::<Avx2>()
 }
 
+/// Whether a fused multiply-add of `S` would be a call that emulates one: sums took 20 times as long.
+#[inline(always)]
+fn emulates_fma<S: Simd>() -> bool {
+    !cfg!(target_feature = "fma") && TypeId::of::<S>() == TypeId::of::<pulp::Scalar128b>()
+}
+
+/// Whether `S` is AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn is_avx512<S: Simd>() -> bool {
+    TypeId::of::<S>() == TypeId::of::<pulp::x86::V4>()
+}
+
 /// Writes the first `count` lanes by halves: at most three stores of fixed sizes. A copy of a size that
 /// is not a constant is a call, which took a tenth of the time of layers with narrow images (Zen 2).
 ///
@@ -547,6 +560,9 @@ impl Vector for f32 {
 
     #[inline(always)]
     fn mul_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+        if emulates_fma::<S>() {
+            return simd.add_f32s(simd.mul_f32s(a, b), c);
+        }
         simd.mul_add_e_f32s(a, b, c)
     }
 
@@ -573,21 +589,22 @@ impl Vector for f32 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn add_sums<S: Simd, const R: usize>(simd: S, to: *mut f32, registers: [S::f32s; R]) {
-        // SAFETY: the CPU has AVX2 where that is asked; the caller vouches for the elements.
+        // SAFETY: the CPU has what is asked for; the caller vouches for the elements.
         unsafe {
-            let whole = if is_avx2::<S>() { R / 4 * 4 } else { 0 };
-            for r in (0..whole).step_by(4) {
-                avx2::add_sums(
-                    to.add(r),
-                    transmute_copy::<_, [_; 4]>(&[
-                        registers[r],
-                        registers[r + 1],
-                        registers[r + 2],
-                        registers[r + 3],
-                    ]),
-                );
+            let (first, mut done) = (registers.as_ptr(), 0_usize);
+            if is_avx512::<S>() {
+                while done + 8 <= R {
+                    avx512::add_sums(to.add(done), first.add(done).cast::<[_; 8]>().read());
+                    done += 8;
+                }
             }
-            for r in whole..R {
+            if is_avx2::<S>() {
+                while done + 4 <= R {
+                    avx2::add_sums(to.add(done), first.add(done).cast::<[_; 4]>().read());
+                    done += 4;
+                }
+            }
+            for r in done..R {
                 *to.add(r) += Self::sum_lanes(simd, registers[r]);
             }
         }
@@ -640,6 +657,9 @@ impl Vector for f64 {
 
     #[inline(always)]
     fn mul_add<S: Simd>(simd: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
+        if emulates_fma::<S>() {
+            return simd.add_f64s(simd.mul_f64s(a, b), c);
+        }
         simd.mul_add_e_f64s(a, b, c)
     }
 

@@ -6,8 +6,8 @@
 //!   `engine/weights` where they find their weights;
 //! - `weight_gradient`: the weight gradient, each form's plan and loops;
 //! - `winograd`: all three passes with fewer multiplications, where that is sooner;
-//! - `stream`: the forward pass of few input channels; `positions`: its panels, and those of the weight
-//!   gradient there;
+//! - `patches`: the forward pass of few positions; `stream`: that of few input channels; `positions`: its panels, and
+//!   those of the weight gradient there;
 //! - `depthwise`: plane by plane, read where they lie or by `depthwise/stage`; `bias_gradient`;
 //! - `buffer`: memory; `workers`: threads.
 //!
@@ -20,6 +20,7 @@ mod depthwise;
 mod direct;
 mod engine;
 mod panel;
+mod patches;
 mod positions;
 mod space;
 mod stream;
@@ -36,6 +37,7 @@ use correlation::Correlation;
 pub use correlation::Reach;
 use depthwise::stage;
 use engine::{Job, Operands};
+use patches::Patches;
 use stream::Stream;
 use strips::{Strips, TileSize};
 use weight_gradient::{Division, Plain};
@@ -65,24 +67,35 @@ pub(crate) struct Layout {
     rows_join: bool,
     /// The columns of each row do.
     columns_join: bool,
+    /// So do the weights of each output channel.
+    weights_join: bool,
 }
 
 impl Layout {
     /// Row-major.
-    pub const CONTIGUOUS: Self = Self { rows_join: true, columns_join: true };
+    pub const CONTIGUOUS: Self = Self { rows_join: true, columns_join: true, weights_join: true };
 
     fn of<T>(view: &View<T>) -> Self {
         let (shape, strides) = (view.shape(), view.strides());
         Self {
             rows_join: strides[2] == shape[3] as isize * strides[3],
             columns_join: strides[3] == 1,
+            weights_join: false,
         }
+    }
+
+    /// The same beside `weight`.
+    fn with_weights<T>(self, weight: &View<T>) -> Self {
+        let [_, _, height, width] = weight.shape().map(|len| len as isize);
+        let [_, channel, row, column] = weight.strides();
+        Self { weights_join: [channel, row, column] == [height * width, width, 1], ..self }
     }
 
     fn and(self, other: Self) -> Self {
         Self {
             rows_join: self.rows_join && other.rows_join,
             columns_join: self.columns_join && other.columns_join,
+            weights_join: self.weights_join && other.weights_join,
         }
     }
 }
@@ -110,6 +123,8 @@ enum Method {
     Direct(Vec<direct::Job>),
     /// Streams of output, for few input channels.
     Stream(Box<(Correlation, Stream)>),
+    /// Patches, for few positions.
+    Patches(Box<(Correlation, Patches)>),
     /// Planes, without workspace.
     Planes,
     /// Planes that are staged.
@@ -176,7 +191,11 @@ impl Work {
             Pass::InputGradient if layout.columns_join => {
                 Self::direct(kernel, gradient(false), settings, threads)
             }
-            Pass::Forward => Self::stream(kernel, forward(), settings, threads),
+            Pass::Forward => {
+                let patches = || Self::patches(kernel, forward(), settings, threads);
+                let stream = Self::stream(kernel, forward(), settings, threads);
+                stream.or_else(|| patches().filter(|_| layout.weights_join))
+            }
             _ => None,
         };
         match special {
@@ -251,6 +270,23 @@ impl Work {
         let threads = threads.min(stream.tasks(&c)).min((limit / worker).max(1));
         let workspace_bytes = shared + threads * worker;
         Some(Self { method: Method::Stream(Box::new((c, stream))), threads, workspace_bytes })
+    }
+
+    /// Plans sums of patches, where they are sooner and within the limit.
+    fn patches<T: Element>(
+        kernel: &Kernel<T>,
+        c: Correlation,
+        settings: &Settings,
+        threads: usize,
+    ) -> Option<Self> {
+        let shared = size_of::<(Correlation, Patches)>();
+        let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
+        let each = limit.min(WORKSPACE_PER_THREAD - RESERVED - shared);
+        let patches = Patches::new(&c, kernel, threads, each)?;
+        let worker = patches.worker_bytes::<T>(&c);
+        let threads = threads.min(patches.tasks(&c)).min((limit / worker).max(1));
+        let workspace_bytes = shared + threads * worker;
+        Some(Self { method: Method::Patches(Box::new((c, patches))), threads, workspace_bytes })
     }
 
     /// Plans `correlations`, or the same work with fewer multiplications: as those `apart`, each of one phase, or
@@ -366,6 +402,7 @@ impl Work {
             Method::Blocks(plan) => plan.1.is_some(),
             Method::Direct(_)
             | Method::Stream(_)
+            | Method::Patches(_)
             | Method::Planes
             | Method::Staged(_)
             | Method::Zeros => false,
@@ -384,6 +421,7 @@ impl Work {
             }
             Method::Direct(jobs) => jobs.iter().map(|(c, p)| p.piece(c)).collect(),
             Method::Stream(plan) => vec![plan.1.piece(&plan.0)],
+            Method::Patches(plan) => vec![plan.1.piece(&plan.0)],
             Method::Planes | Method::Staged(_) | Method::Zeros => Vec::new(),
         }
     }
@@ -413,7 +451,8 @@ pub(crate) fn forward<T: Element>(
     weight: &View<T>,
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Error> {
-    let work = Work::new(kernel, g, Pass::Forward, settings, Layout::of(x))?;
+    let layout = Layout::of(x).with_weights(weight);
+    let work = Work::new(kernel, g, Pass::Forward, settings, layout)?;
     let [output, channel, row, column] = weight.strides();
     let group = (g.channels_out / g.groups) as isize * output;
     let bias = bias.map_or(std::ptr::null(), <[T]>::as_ptr);
@@ -487,6 +526,7 @@ unsafe fn correlate<T: Element>(
                 }
             }
             Method::Direct(jobs) => direct::run(kernel, jobs, &operands, work.threads),
+            Method::Patches(plan) => plan.1.run(kernel, &plan.0, &operands, work.threads),
             Method::Stream(plan) => plan.1.run(kernel, &plan.0, &operands, work.threads),
             Method::Staged(jobs) => {
                 stage::run(kernel, jobs, &operands, work.threads);

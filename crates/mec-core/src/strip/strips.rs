@@ -267,7 +267,7 @@ impl Strips {
 
 /// Cycles of a step of a tile of `registers` by `channels`: half a cycle for each multiply-add, or for
 /// each load where they are more, but never less than a multiply-add's latency.
-fn step_cycles(registers: usize, channels: usize) -> f64 {
+pub(super) fn step_cycles(registers: usize, channels: usize) -> f64 {
     let loads = registers + channels + 1;
     (registers * channels).max(loads).max(10) as f64 / 2.0
 }

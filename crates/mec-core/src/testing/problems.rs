@@ -281,6 +281,19 @@ fn blocks() -> Vec<Problem> {
         problem("channels 260 to 9, strided", [1, 260, 5, 4], [9, 260, 3, 2]).stride(2, 2).same(1),
         problem("channels 600 to 17, 2x2", [1, 600, 3, 2], [17, 600, 2, 2]),
         problem("channels 1030 to 3", [1, 1030, 2, 2], [3, 1030, 1, 2]),
+        // So few positions that the elements of a sum lie in the lanes: several blocks, groups, every way to pack.
+        problem("few positions, blocks of channels", [1, 150, 2, 2], [19, 150, 3, 3]).same(1),
+        problem("few positions, groups", [2, 80, 3, 3], [26, 40, 3, 3]).groups(2),
+        problem("few positions, dilated and strided", [1, 40, 7, 9], [24, 40, 2, 3])
+            .dilate(3, 2)
+            .stride(2, 3)
+            .pad((1, 0), (0, 2)),
+        problem("few positions, 7x7", [2, 20, 7, 7], [16, 20, 7, 7]),
+        problem("few positions, 5x4", [1, 24, 5, 5], [33, 24, 5, 4]),
+        problem("few positions, 1x1 in groups", [2, 300, 1, 2], [40, 150, 1, 1]).groups(2),
+        problem("few positions, 1x1 strided", [1, 130, 5, 4], [18, 130, 1, 1]).stride(3, 3),
+        problem("few positions, 1x1 padded", [1, 130, 1, 1], [18, 130, 1, 1]).same(1),
+        problem("few positions, 1x1 on 7 x 7", [1, 640, 7, 7], [70, 640, 1, 1]),
         // Images that fit a register badly: their input gradient is summed in blocks of channels.
         problem("channels 5 to 400, small images", [3, 5, 12, 11], [400, 5, 3, 3]),
         problem("channels 400 to 5, padded by 2", [2, 400, 9, 10], [5, 400, 3, 3]).same(2),
