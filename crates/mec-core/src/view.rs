@@ -4,7 +4,8 @@ use crate::Error;
 
 /// A four-dimensional strided view of a slice, checked once when it is made.
 ///
-/// Strides are in elements and may be zero or negative; `offset` is where index `[0, 0, 0, 0]` lies.
+/// Strides are in elements and may be zero or negative; `offset` is where index `[0, 0, 0, 0]` lies. Along an axis of
+/// one position a stride is never taken and may have any value.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, T> {
     data: &'a [T],
@@ -37,7 +38,20 @@ impl<'a, T> View<'a, T> {
                 return Err(outside);
             }
         }
-        Ok(Self { data, offset, shape, strides })
+        Ok(Self { data, offset, shape, strides: Self::taken(shape, strides) })
+    }
+
+    /// The strides, but those that are never taken as if their axis and the next were one: plans then see what is
+    /// contiguous, and no sum of places beside the axis leaves the address space.
+    fn taken(shape: [usize; 4], mut strides: [isize; 4]) -> [isize; 4] {
+        let mut next = 1;
+        for (stride, &size) in strides.iter_mut().zip(&shape).rev() {
+            if size == 1 {
+                *stride = next;
+            }
+            next = stride.wrapping_mul(size as isize);
+        }
+        strides
     }
 
     /// A view of row-major data: the last index varies fastest.
@@ -56,7 +70,7 @@ impl<'a, T> View<'a, T> {
         self.shape
     }
 
-    /// The four strides, in elements.
+    /// The four strides, in elements; along an axis of one position, what they would be in row-major order.
     pub fn strides(&self) -> [isize; 4] {
         self.strides
     }
@@ -112,6 +126,15 @@ mod tests {
         assert!(View::new(&data, 10, [1, 2, 2, 3], [0, -6, -3, -1]).is_err());
         assert!(View::new(&data, 99, [0, 2, 2, 3], [0, 6, 3, 1]).is_ok());
         assert!(View::new(&data, 0, [1 << 62, 1, 1, 1], [isize::MAX, 0, 0, 0]).is_err());
+    }
+
+    #[test]
+    fn strides_that_are_never_taken_are_row_major() {
+        let strides =
+            |shape, strides| View::new(&[0.0f32; 12], 0, shape, strides).unwrap().strides();
+        assert_eq!(strides([1, 2, 1, 3], [isize::MAX, 3, isize::MIN, 1]), [6, 3, 3, 1]);
+        assert_eq!(strides([2, 1, 3, 1], [6, 0, 2, 7]), [6, 6, 2, 1]);
+        assert_eq!(strides([1, 1, 1, 1], [isize::MIN; 4]), [1; 4]);
     }
 
     #[test]

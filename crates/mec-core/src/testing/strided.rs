@@ -15,11 +15,13 @@ pub enum Layout {
     Sliced,
     /// Stride zero along one axis: all its positions are its first.
     Broadcast(usize),
+    /// Row-major, but with strides as large as can be along axes of one position, where none is ever taken.
+    Untaken,
 }
 
 impl Layout {
     /// One of each kind, and the permutations that frameworks produce.
-    pub const ALL: [Layout; 10] = [
+    pub const ALL: [Layout; 11] = [
         Layout::Contiguous,
         Layout::Permuted([0, 2, 3, 1]),
         Layout::Permuted([0, 1, 3, 2]),
@@ -30,6 +32,7 @@ impl Layout {
         Layout::Broadcast(1),
         Layout::Broadcast(2),
         Layout::Broadcast(3),
+        Layout::Untaken,
     ];
 }
 
@@ -66,6 +69,11 @@ impl<T: Copy> Strided<T> {
             for axis in 0..4 {
                 offset += strides[axis] as usize * shape[axis].saturating_sub(1);
                 strides[axis] = -strides[axis];
+            }
+        }
+        if layout == Layout::Untaken {
+            for axis in (0..4).filter(|&axis| shape[axis] == 1) {
+                strides[axis] = isize::MAX;
             }
         }
         let mut data = vec![gap; len];
