@@ -75,7 +75,8 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let most_taps = jobs.iter().map(|(c, _)| c.all_taps()).max().unwrap_or(0);
         let taps = Vec::with_capacity(2 * most_taps);
         let packed = Cell::new(None);
-        let mut worker = Worker { kernel, operands, memory, taps, packed };
+        let held = Cell::new(None);
+        let mut worker = Worker { kernel, operands, memory, held, taps, packed };
         for number in numbers {
             // SAFETY: the caller vouches for the tensors; the panel fits the largest plan.
             unsafe { worker.run(jobs, number) };
@@ -107,6 +108,8 @@ struct Worker<'a, T: Copy + 'static> {
     operands: &'a Operands<T>,
     /// A panel, and packed weights behind it.
     memory: Workspace<T>,
+    /// Which panel is packed: the next task may want the same.
+    held: Cell<Option<Held>>,
     /// The taps of each phase, one phase after the other; then, where weights are packed, the same
     /// taps with their places there.
     taps: Vec<Tap>,
@@ -114,9 +117,21 @@ struct Worker<'a, T: Copy + 'static> {
     packed: Cell<Option<Packed>>,
 }
 
+/// What tells a panel from others: its job, group and strip, its first row and channel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    job: usize,
+    group: usize,
+    strip: usize,
+    row: usize,
+    channel: usize,
+}
+
 /// One task, resolved.
 struct Task<'a> {
     job: usize,
+    /// The number of its strip.
+    number: usize,
     c: &'a Correlation,
     plan: &'a Strips,
     strip: Strip,
@@ -155,6 +170,7 @@ impl<T: Vector> Worker<'_, T> {
         let (strip, rest) = (number % plan.columns.strips, number / plan.columns.strips);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         let outputs = part * c.outputs / plan.parts..(part + 1) * c.outputs / plan.parts;
+        let number = strip;
         let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
         let mut runs = List::new();
         strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
@@ -169,6 +185,7 @@ impl<T: Vector> Worker<'_, T> {
         let out_row = c.height.out_step * c.strides(self.operands.y_strides)[2];
         let task = Task {
             job,
+            number,
             c,
             plan,
             group,
@@ -241,17 +258,21 @@ impl<T: Vector> Worker<'_, T> {
         };
         let rows = (panel.row, panel.rows);
         let steps = task.strip.steps(task.c, panel.rows, panel.channels);
+        let (job, group, strip) = (task.job, task.group, task.number);
+        let held = Some(Held { job, group, strip, row: panel.row, channel: panel.channel });
         // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
         unsafe {
-            panel::pack(
-                self.kernel,
-                task.c,
-                &task.strip,
-                rows,
-                &source,
-                steps,
-                self.memory.as_ptr(),
-            );
+            if self.held.replace(held) != held {
+                panel::pack(
+                    self.kernel,
+                    task.c,
+                    &task.strip,
+                    rows,
+                    &source,
+                    steps,
+                    self.memory.as_ptr(),
+                );
+            }
             for (tile, outputs) in self.kernel.tile_ranges(task.outputs.clone()).enumerate() {
                 let weights = self.weights(task, panel, tile, &outputs);
                 let mut row = 0;

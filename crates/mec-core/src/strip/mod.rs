@@ -60,6 +60,21 @@ fn keeps(bytes: usize, whole: bool, panels: usize, threads: usize) -> bool {
     whole && panels > threads && bytes <= KEPT
 }
 
+/// Tasks of each thread where all share a panel that a thread packs once: one that is slower, or interrupted, leaves some
+/// to the others. With one each, where one of two threads had two thirds of a core, 3 x 3 on 14 x 14 with 128 channels took
+/// 1.3 times as long and 1 x 1 with 256 to 1024 1.3 to 1.4 times.
+const SHARES: usize = 4;
+
+/// As many parts of a group's `tiles` of output channels, each of the same number, where there are enough for all
+/// `threads` as it is.
+fn more_parts(parts: usize, tiles: usize, groups: usize, threads: usize) -> usize {
+    if parts == 1 || parts * groups < threads {
+        return parts;
+    }
+    let even = |more: &usize| tiles.is_multiple_of(*more);
+    (parts..=parts * SHARES).rev().find(even).unwrap_or(parts)
+}
+
 /// What a plan needs to know of how tensors lie.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {

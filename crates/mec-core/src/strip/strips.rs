@@ -10,7 +10,7 @@
 //! the byte limit alone, never on the number of threads.
 
 use super::correlation::{Correlation, Lowering};
-use super::keeps;
+use super::{keeps, more_parts};
 use crate::plan::Piece;
 use std::ops::Range;
 
@@ -144,6 +144,10 @@ impl Strips {
             _ => (rows_beside(0)?, false),
         };
         let panel_len = channels * c.height.panel_rows(rows) * row_len;
+        // A thread packs a panel that all parts share once.
+        let shared = columns.strips == 1 && rows == columns.band_rows && channels == c.channels;
+        let tiles = c.outputs.div_ceil(size.channels);
+        let parts = if shared { more_parts(parts, tiles, c.groups, threads) } else { parts };
         // Weights that a thread's next panel meets again.
         let panels = columns.strips * columns.band_rows.div_ceil(rows);
         let all = c.outputs.div_ceil(parts).div_ceil(size.channels);

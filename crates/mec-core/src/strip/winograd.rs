@@ -34,10 +34,9 @@ mod tiling;
 mod weight_gradient;
 
 use super::correlation::Correlation;
-use super::keeps;
-use super::planned;
 use super::space;
 use super::strips::TileSize;
+use super::{keeps, more_parts, planned};
 use crate::WORKSPACE_PER_THREAD;
 use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
@@ -321,6 +320,10 @@ impl Winograd {
             }
         }
         *self = best.1;
+        // A thread packs a panel that all parts share once.
+        if self.panels == 1 && self.channels >= c.channels && self.kept == 1 {
+            self.parts = more_parts(self.parts, tiles, c.groups, threads);
+        }
     }
 
     /// Estimated cycles of the slowest thread.

@@ -33,14 +33,14 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let memory = Workspace::new(most(Winograd::workspace_len));
         let mut strips = Vec::with_capacity(most(Winograd::panel_strips));
         let mut runs = Vec::with_capacity(most(most_runs));
-        let mut kept = None;
+        let (mut kept, mut held) = (None, None);
         for number in numbers {
             let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
             let (c, plan) = &jobs[job];
             let (memory, strips, runs) = (memory.as_ptr(), &mut strips, &mut runs);
             let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs };
             // SAFETY: the caller vouches for the tensors, the plan for the memory.
-            if !unsafe { worker.task(number, job, &mut kept) } {
+            if !unsafe { worker.task(number, job, &mut kept, &mut held) } {
                 finite.store(false, Ordering::Relaxed);
             }
             if !finite.load(Ordering::Relaxed) {
@@ -118,12 +118,19 @@ struct Worker<'a, T: Copy + 'static> {
 }
 
 impl<T: Vector> Worker<'_, T> {
-    /// `kept` is whose transformed weights lie there (job, group, part), if the plan keeps them.
+    /// `kept` is whose transformed weights lie there (job, group, part), if the plan keeps them; `held` which panel is
+    /// packed with all channels (job, group, panel), if one is.
     ///
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn task(&mut self, number: usize, job: usize, kept: &mut Option<[usize; 3]>) -> bool {
+    unsafe fn task(
+        &mut self,
+        number: usize,
+        job: usize,
+        kept: &mut Option<[usize; 3]>,
+        held: &mut Option<[usize; 3]>,
+    ) -> bool {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let (panel, rest) = (number % plan.panels, number / plan.panels);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
@@ -140,20 +147,12 @@ impl<T: Vector> Worker<'_, T> {
                 strides: c.strides(o.x_strides),
                 channels: block.channels,
             };
-            self.strips.clear();
-            self.runs.clear();
-            for (lane, vectors) in plan.strips(tiles.len()) {
-                let width = vectors * plan.lanes;
-                let first = tiles.start + lane;
-                let strip = plan.tiling.strip(first..(first + width).min(tiles.end), width);
-                let panel = self.panel(self.strips.len());
+            let this = (plan.channels >= c.channels).then_some([job, group, panel]);
+            let packed = this.is_some() && *held == this;
+            *held = this;
+            if !packed {
                 // SAFETY: the caller vouches for the tensors, the plan for the room.
-                unsafe { plan.tiling.pack(self.kernel, &strip, &source, panel) };
-                let runs = match plan.whole_images() {
-                    true => [Runs::default(); 2],
-                    false => [0, 1].map(|y| self.find_runs(&strip, y)),
-                };
-                self.strips.push(Packed { lane, vectors, runs });
+                unsafe { self.pack(&source, tiles.clone()) };
             }
             let known = plan.kept > 1 && *kept == Some([job, group, part]);
             let tiles = self.kernel.ranges(outputs.clone(), plan.outputs);
@@ -182,6 +181,30 @@ impl<T: Vector> Worker<'_, T> {
             *kept = Some([job, group, part]);
         }
         finite
+    }
+
+    /// Packs and transforms a panel.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`].
+    unsafe fn pack(&mut self, source: &Source<T>, tiles: Range<usize>) {
+        let plan = self.plan;
+        self.strips.clear();
+        self.runs.clear();
+        for (lane, vectors) in plan.strips(tiles.len()) {
+            let width = vectors * plan.lanes;
+            let first = tiles.start + lane;
+            let strip = plan.tiling.strip(first..(first + width).min(tiles.end), width);
+            let panel = self.panel(self.strips.len());
+            // SAFETY: the caller vouches for the tensors, the plan for the room.
+            unsafe { plan.tiling.pack(self.kernel, &strip, source, panel) };
+            let runs = match plan.whole_images() {
+                true => [Runs::default(); 2],
+                false => [0, 1].map(|y| self.find_runs(&strip, y)),
+            };
+            self.strips.push(Packed { lane, vectors, runs });
+        }
     }
 
     /// Where strip number `place` of the panel is kept.
