@@ -381,37 +381,25 @@ mod tests {
 
     #[test]
     fn few_positions_are_taken_whatever_the_threads() {
+        let cases = [
+            ([1, 128, 3, 3], [64, 128, 3, 3], true),
+            ([2, 256, 1, 1], [64, 256, 1, 1], true),
+            ([1, 64, 14, 14], [64, 64, 3, 3], false),
+            ([1, 64, 14, 14], [64, 64, 1, 1], false),
+        ];
         for kernel in Kernel::<f32>::available() {
-            let plan = |input, weight, threads| {
+            for (input, weight, taken) in cases {
                 let g = Geometry::new(input, weight, &ConvOptions::default()).unwrap();
-                Patches::new(
-                    &Correlation::forward(&g, true, kernel.lanes),
-                    kernel,
-                    threads,
-                    1 << 20,
-                )
-            };
-            for threads in [1, 2, 16] {
-                assert!(
-                    plan([1, 128, 3, 3], [64, 128, 3, 3], threads).is_some(),
-                    "{}",
-                    kernel.name
-                );
-                assert!(
-                    plan([2, 256, 1, 1], [64, 256, 1, 1], threads).is_some(),
-                    "{}",
-                    kernel.name
-                );
-                assert!(
-                    plan([1, 64, 14, 14], [64, 64, 3, 3], threads).is_none(),
-                    "{}",
-                    kernel.name
-                );
-                assert!(
-                    plan([1, 64, 14, 14], [64, 64, 1, 1], threads).is_none(),
-                    "{}",
-                    kernel.name
-                );
+                let c = Correlation::forward(&g, true, kernel.lanes);
+                for threads in [1, 2, 16] {
+                    let plan = Patches::new(&c, kernel, threads, 1 << 20);
+                    assert_eq!(
+                        plan.is_some(),
+                        taken,
+                        "{}: {input:?}, {threads} threads",
+                        kernel.name
+                    );
+                }
             }
         }
     }
