@@ -5,7 +5,7 @@ use crate::Error;
 /// A four-dimensional strided view of a slice, checked once when it is made.
 ///
 /// Strides are in elements and may be zero or negative; `offset` is where index `[0, 0, 0, 0]` lies. Along an axis of
-/// one position a stride is never taken and may have any value.
+/// one position, and of a view without elements, a stride is never taken and may have any value.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, T> {
     data: &'a [T],
@@ -44,9 +44,9 @@ impl<'a, T> View<'a, T> {
     /// The strides, but those that are never taken as if their axis and the next were one: plans then see what is
     /// contiguous, and no sum of places beside the axis leaves the address space.
     fn taken(shape: [usize; 4], mut strides: [isize; 4]) -> [isize; 4] {
-        let mut next = 1;
+        let (mut next, empty) = (1, shape.contains(&0));
         for (stride, &size) in strides.iter_mut().zip(&shape).rev() {
-            if size == 1 {
+            if empty || size == 1 {
                 *stride = next;
             }
             next = stride.wrapping_mul(size as isize);
@@ -135,6 +135,7 @@ mod tests {
         assert_eq!(strides([1, 2, 1, 3], [isize::MAX, 3, isize::MIN, 1]), [6, 3, 3, 1]);
         assert_eq!(strides([2, 1, 3, 1], [6, 0, 2, 7]), [6, 6, 2, 1]);
         assert_eq!(strides([1, 1, 1, 1], [isize::MIN; 4]), [1; 4]);
+        assert_eq!(strides([2, 3, 0, 5], [isize::MAX; 4]), [0, 0, 5, 1]);
     }
 
     #[test]

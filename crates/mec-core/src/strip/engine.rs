@@ -130,8 +130,7 @@ struct Held {
 /// One task, resolved.
 struct Task<'a> {
     job: usize,
-    /// The number of its strip.
-    number: usize,
+    strip_number: usize,
     c: &'a Correlation,
     plan: &'a Strips,
     strip: Strip,
@@ -167,11 +166,10 @@ impl<T: Vector> Worker<'_, T> {
     unsafe fn run(&mut self, jobs: &[Job], number: usize) {
         let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
         let (c, plan) = &jobs[job];
-        let (strip, rest) = (number % plan.columns.strips, number / plan.columns.strips);
+        let (strip_number, rest) = (number % plan.columns.strips, number / plan.columns.strips);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         let outputs = part * c.outputs / plan.parts..(part + 1) * c.outputs / plan.parts;
-        let number = strip;
-        let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip);
+        let strip = Strip::new(c, &plan.columns, self.kernel.lanes, strip_number);
         let mut runs = List::new();
         strip.out_runs(c, 0, &c.strides(self.operands.y_strides), &mut runs);
         self.find_taps(c, &strip);
@@ -185,7 +183,7 @@ impl<T: Vector> Worker<'_, T> {
         let out_row = c.height.out_step * c.strides(self.operands.y_strides)[2];
         let task = Task {
             job,
-            number,
+            strip_number,
             c,
             plan,
             group,
@@ -258,7 +256,7 @@ impl<T: Vector> Worker<'_, T> {
         };
         let rows = (panel.row, panel.rows);
         let steps = task.strip.steps(task.c, panel.rows, panel.channels);
-        let (job, group, strip) = (task.job, task.group, task.number);
+        let (job, group, strip) = (task.job, task.group, task.strip_number);
         let held = Some(Held { job, group, strip, row: panel.row, channel: panel.channel });
         // SAFETY: the caller vouches for the tensors; the plan made room for panel and weights.
         unsafe {

@@ -207,9 +207,19 @@ impl Work {
                 Self::direct(kernel, gradient(false), settings, threads)
             }
             Pass::Forward => {
-                let patches = || Self::patches(kernel, forward(), settings, threads);
-                let stream = Self::stream(kernel, forward(), settings, threads);
-                stream.or_else(|| patches().filter(|_| layout.weights_join))
+                let stream = |c: &_, each| {
+                    let plan = Stream::new(c, kernel, threads, each)?;
+                    Some((plan, plan.worker_bytes::<T>(c), plan.tasks(c)))
+                };
+                let patches = |c: &_, each| {
+                    let plan = Patches::new(c, kernel, threads, each)?;
+                    Some((plan, plan.worker_bytes::<T>(c), plan.tasks(c)))
+                };
+                let stream = Self::single(forward(), settings, threads, stream, Method::Stream);
+                stream.or_else(|| {
+                    let c = layout.weights_join.then(forward)?;
+                    Self::single(c, settings, threads, patches, Method::Patches)
+                })
             }
             _ => None,
         };
@@ -270,38 +280,22 @@ impl Work {
         Some(Self { method: Method::Direct(jobs), threads, workspace_bytes })
     }
 
-    /// Plans streams of output, where they are sooner and within the limit.
-    fn stream<T: Element>(
-        kernel: &Kernel<T>,
+    /// Plans one correlation in a form of its own, where that is sooner and within the limit: `plan` says how for at most
+    /// so many bytes in each thread, the bytes it takes there and its tasks.
+    fn single<P>(
         c: Correlation,
         settings: &Settings,
         threads: usize,
+        plan: impl FnOnce(&Correlation, usize) -> Option<(P, usize, usize)>,
+        method: fn(Box<(Correlation, P)>) -> Method,
     ) -> Option<Self> {
-        let shared = size_of::<(Correlation, Stream)>();
+        let shared = size_of::<(Correlation, P)>();
         let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
         let each = limit.min(WORKSPACE_PER_THREAD - RESERVED - shared);
-        let stream = Stream::new(&c, kernel, threads, each)?;
-        let worker = stream.worker_bytes::<T>(&c);
-        let threads = threads.min(stream.tasks(&c)).min((limit / worker).max(1));
+        let (plan, worker, tasks) = plan(&c, each)?;
+        let threads = threads.min(tasks).min((limit / worker).max(1));
         let workspace_bytes = shared + threads * worker;
-        Some(Self { method: Method::Stream(Box::new((c, stream))), threads, workspace_bytes })
-    }
-
-    /// Plans sums of patches, where they are sooner and within the limit.
-    fn patches<T: Element>(
-        kernel: &Kernel<T>,
-        c: Correlation,
-        settings: &Settings,
-        threads: usize,
-    ) -> Option<Self> {
-        let shared = size_of::<(Correlation, Patches)>();
-        let limit = settings.workspace_limit.unwrap_or(usize::MAX).checked_sub(shared)?;
-        let each = limit.min(WORKSPACE_PER_THREAD - RESERVED - shared);
-        let patches = Patches::new(&c, kernel, threads, each)?;
-        let worker = patches.worker_bytes::<T>(&c);
-        let threads = threads.min(patches.tasks(&c)).min((limit / worker).max(1));
-        let workspace_bytes = shared + threads * worker;
-        Some(Self { method: Method::Patches(Box::new((c, patches))), threads, workspace_bytes })
+        Some(Self { method: method(Box::new((c, plan))), threads, workspace_bytes })
     }
 
     /// Plans `correlations`, or the same work with fewer multiplications: as those `apart`, each of one phase, or

@@ -115,10 +115,10 @@ struct Ask {
 }
 
 impl Ask {
-    /// What is asked for with row `y`. It need not be there: a stride that is never taken may have any size.
+    /// What is asked for with row `y`. It need not be there.
     #[inline(always)]
     fn at(self, y: isize) -> isize {
-        self.first.wrapping_add(y.wrapping_mul(self.row))
+        self.first + y * self.row
     }
 }
 
@@ -248,7 +248,7 @@ impl<T: Vector> Plane<T> {
     /// half the time of 56 x 56 planes was waiting for memory (Zen 2, dw1).
     #[inline(always)]
     fn prefetch(&self, y: isize, x: isize) {
-        prefetch(self.first.wrapping_offset(y.wrapping_mul(self.row).wrapping_add(x)));
+        prefetch(self.first.wrapping_offset(y * self.row + x));
     }
 }
 
@@ -447,10 +447,8 @@ unsafe fn edge<T: Vector, S: Simd, P: Pass<T, K>, const K: usize>(
     let lanes = T::lanes::<S>();
     let next = tiles.one_by_one::<S>().then(|| x.div_ceil(lanes) * lanes * rows.len());
     let ask = match next {
-        Some(next) => {
-            Ask { first: tiles.planes.step.wrapping_add(next as isize), row: lanes as isize }
-        }
-        None => Ask { first: ahead.wrapping_mul(tiles.x.row).wrapping_add(left), row: tiles.x.row },
+        Some(next) => Ask { first: tiles.planes.step + next as isize, row: lanes as isize },
+        None => Ask { first: ahead * tiles.x.row + left, row: tiles.x.row },
     };
     let columns = T::first(simd, count);
     let column = Column { y, x, rows: rows.len(), columns, top, ahead, next };
@@ -714,10 +712,10 @@ impl<T: Vector> Pass<T, 3> for RowSums<T> {
         // From the plane, or from the register.
         let (start, ask) = match next {
             Some(next) => {
-                let first = self.dy_step.wrapping_add(next as isize);
+                let first = self.dy_step + next as isize;
                 (state.dy.first, Ask { first, row: T::lanes::<S>() as isize })
             }
-            None => (from, Ask { first: ahead.wrapping_mul(step), row: step }),
+            None => (from, Ask { first: ahead * step, row: step }),
         };
         let dy = |i: usize| {
             let row = from.wrapping_offset(i as isize * step);
