@@ -48,6 +48,9 @@ use simd::Isa;
 pub(crate) use simd::MAX_LANES;
 use std::ops::Range;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Most columns a tile has on any instruction set: three AVX-512 registers of `f32`.
 pub(crate) const MAX_COLUMNS: usize = 48;
 
@@ -142,7 +145,7 @@ pub(crate) struct Kernel<T: 'static> {
     pub even_tiles: bool,
     /// Bytes of a panel that stays in the second-level cache beside what else passes through it.
     pub panel_bytes: usize,
-    /// The same of a panel of tiles that are transformed, at most.
+    /// The same, at most, of a panel of tiles that are transformed, or of one that serves all positions.
     pub transformed_bytes: usize,
     /// Rows a panel should serve where weights are packed for it.
     pub packed_rows: usize,

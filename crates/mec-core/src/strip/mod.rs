@@ -325,10 +325,10 @@ impl Work {
         let bound = (WORKSPACE_PER_THREAD - RESERVED).saturating_sub(shared);
         let room = limit.saturating_sub(shared).min(bound).saturating_sub(taps);
         let within = |bytes: usize| room.min(bytes.saturating_sub(taps));
-        let each = within(kernel.panel_bytes);
+        let limits = [within(kernel.panel_bytes), within(kernel.transformed_bytes), room];
         let mut jobs = Vec::with_capacity(correlations.len());
         for c in correlations {
-            let Some(strips) = Strips::new(c, size, threads, [each, room]) else {
+            let Some(strips) = Strips::new(c, size, threads, limits) else {
                 let smallest = |c| Strips::smallest(c, size) * size_of::<T>();
                 let smallest = correlations.iter().map(smallest).max().unwrap_or(0);
                 return Err(Error::WorkspaceLimit {
@@ -347,8 +347,7 @@ impl Work {
         let lists = winograd::jobs_bytes(phases + usize::from(to_space.is_some()));
         let fit = lists <= room && plain <= limit.saturating_sub(shared + lists);
         let fewer = fewer(settings.algorithm).filter(|_| fit).and_then(|forced| {
-            let limits = [within(kernel.transformed_bytes), room];
-            let limits = limits.map(|limit| limit.saturating_sub(lists));
+            let [_, limits @ ..] = limits.map(|limit| limit.saturating_sub(lists));
             let to_space = to_space.map(|c| (c, all));
             winograd::jobs(&apart(), size, to_space, threads, limits, forced)
         });

@@ -111,13 +111,14 @@ const OUTPUT_WANTED: usize = 1 << 20;
 const USES_WANTED: usize = 2;
 
 impl Strips {
-    /// Plans `c` for at most `limit` bytes of panel and what it is multiplied with, and `room` bytes of all
-    /// workspace, in each of `threads` threads; `None` if even the smallest panel does not fit.
+    /// Plans `c` for at most `limit` bytes of panel and what it is multiplied with, `single` bytes of a panel that serves all
+    /// positions, and `room` bytes of all workspace, in each of `threads` threads; `None` if even the smallest panel
+    /// does not fit.
     pub fn new(
         c: &Correlation,
         size: TileSize,
         threads: usize,
-        [limit, room]: [usize; 2],
+        [limit, single, room]: [usize; 3],
     ) -> Option<Self> {
         let within = limit / size.bytes;
         let lowering = c.best_lowering(size.lanes);
@@ -125,8 +126,20 @@ impl Strips {
         // The widest strip whose smallest panel fits.
         let smallest = c.height.panel_rows(1);
         let vectors = (1..=size.vectors).rev().find(|&v| smallest * row_len(v) <= within)?;
-        // A quarter at most for weights.
-        let channels = Self::channel_block(c, size, within * 3 / 4 / row_len(vectors));
+        // Where one strip serves all positions, with a band for each row, each weight is used once, and is asked for by the
+        // CPU itself for as long as its sum goes on: cv12 b1 took 1.07 times as long with a fifth of the channels at a time,
+        // and threads have parts to share only where a panel has all.
+        let rows = c.height.output.max(1);
+        let all = Columns::new(c, lowering, rows, size.lanes, vectors).strips <= 1;
+        let (within, channels) = if all && !c.transposed {
+            let within = single / size.bytes;
+            (within, Self::channel_block(c, within / row_len(vectors), 1))
+        } else {
+            // A quarter at most for weights.
+            let wanted = if c.transposed { size.packed_rows } else { ROWS_WANTED };
+            let room = within * 3 / 4 / row_len(vectors);
+            (within, Self::channel_block(c, room, wanted.min(rows)))
+        };
 
         let (bands, parts) = Self::bands_and_parts(c, size, &lowering, vectors, threads);
         let columns = Columns::new(c, lowering, bands, size.lanes, vectors);
@@ -167,14 +180,13 @@ impl Strips {
         c.height.panel_rows(1) * row_len(&c.best_lowering(size.lanes), 1, size.lanes)
     }
 
-    /// Input channels of a panel that has room for `room` rows of one channel.
-    fn channel_block(c: &Correlation, size: TileSize, room: usize) -> usize {
+    /// Input channels of a panel that has room for `room` rows of one channel and should serve `rows` of output.
+    fn channel_block(c: &Correlation, room: usize, rows: usize) -> usize {
         if c.channels == 0 {
             return 0;
         }
         let most = (room / c.height.panel_rows(1)).max(1);
-        let rows = if c.transposed { size.packed_rows } else { ROWS_WANTED };
-        let wanted = room / c.height.panel_rows(rows.min(c.height.output.max(1)));
+        let wanted = room / c.height.panel_rows(rows);
         let block = wanted.max(STEPS_WANTED.div_ceil(c.taps())).min(most).min(c.channels);
         let blocks = c.channels.div_ceil(block);
         c.channels.div_ceil(blocks)
