@@ -1,6 +1,11 @@
 //! Dealing tasks to threads.
 
+use std::hint;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How often the caller, when its tasks are done, looks whether the other workers' are too before it sleeps until then:
+/// 40 us, about what it takes to wake. Calls of 0.1 to 0.2 ms took 1.03 to 1.1 times as long without (Sapphire Rapids).
+const PATIENCE: usize = 1000;
 
 /// Deals the numbers below `tasks` to at most `threads` workers, each of which takes its numbers from an iterator: a range
 /// of its own in order, and then what is left of the others'. A worker that comes too late is not started, so that it
@@ -53,11 +58,22 @@ fn start(
     if workers <= 1 {
         start();
     } else {
+        let working = AtomicUsize::new(0);
         rayon::in_place_scope(|scope| {
             for _ in 1..workers {
-                scope.spawn(|_| start());
+                scope.spawn(|_| {
+                    working.fetch_add(1, Ordering::Relaxed);
+                    start();
+                    working.fetch_sub(1, Ordering::Relaxed);
+                });
             }
             start();
+            for _ in 0..PATIENCE {
+                if working.load(Ordering::Relaxed) == 0 {
+                    break;
+                }
+                hint::spin_loop();
+            }
         });
     }
 }
