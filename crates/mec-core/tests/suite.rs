@@ -296,6 +296,31 @@ fn results_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+#[test]
+fn results_do_not_depend_on_where_the_tensors_lie() {
+    for problem in problems() {
+        let g = problem.geometry();
+        let shapes = [problem.input, problem.weight, g.output_shape()];
+        let behind = |gap: usize| {
+            let data = [0, 1, 2].map(|n| {
+                let mut data = vec![0.0; gap];
+                data.extend(rough::<f32>(shapes[n].iter().product(), n as u64));
+                data
+            });
+            let view = |n: usize| View::contiguous(&data[n][gap..], shapes[n]).unwrap();
+            let (x, weight, dy) = (view(0), view(1), view(2));
+            let y = forward(&g, &AUTO, &x, &weight, None).unwrap();
+            let dx = input_gradient(&g, &AUTO, &dy, &weight).unwrap();
+            let (dw, db) = weight_bias_gradient(&g, &AUTO, &x, &dy).unwrap();
+            Expected { y, dx, dw, db }
+        };
+        let first = behind(0);
+        for gap in [1, 4, 11] {
+            assert_all_same(&problem, &behind(gap), &first);
+        }
+    }
+}
+
 /// Writes `value` over an element in the middle of `values`.
 fn spoil(values: &mut [f32], value: f32) {
     let middle = values.len() / 2;

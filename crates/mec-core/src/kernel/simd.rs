@@ -239,7 +239,8 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
     /// The sum of all lanes.
     fn sum_lanes<S: Simd>(simd: S, a: Self::Of<S>) -> Self;
 
-    /// Adds the sum of the lanes of each of `registers` to the elements from `to` on.
+    /// Adds the sum of the lanes of each of `registers` to the elements from `to` on. Where a register is a cache line, halves
+    /// are added, then their halves: the sum is the same to the bit from whichever lane on its terms are dealt.
     ///
     /// # Safety
     ///

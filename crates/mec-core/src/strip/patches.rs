@@ -44,6 +44,8 @@ pub(crate) struct Patches {
     outputs: usize,
     /// Elements from a patch to the next.
     patch_len: usize,
+    /// Elements of a register: patches begin so many behind a line at most.
+    lanes: usize,
 }
 
 impl Patches {
@@ -68,6 +70,7 @@ impl Patches {
             parts,
             outputs: tiles.div_ceil(parts) * kernel.dot_outputs,
             patch_len: (channels * c.taps()).next_multiple_of(kernel.lanes),
+            lanes: kernel.lanes,
         };
         // Neither the number of threads nor what they take decides, or sums would be rounded differently.
         let sooner = of_parts(2).cycles(c, kernel) < strip_cycles(c, kernel);
@@ -85,7 +88,8 @@ impl Patches {
 
     /// Elements of the patches and of the sums.
     fn lens(&self, c: &Correlation) -> [usize; 2] {
-        [self.patch_len, self.outputs].map(|len| len * positions(c))
+        let positions = positions(c);
+        [self.patch_len * positions + self.lanes, self.outputs * positions]
     }
 
     /// Bytes that [`Patches::run`] takes for each thread.
@@ -201,8 +205,12 @@ impl<T: Vector> Worker<'_, T> {
             for first in (0..c.channels).step_by(plan.channels) {
                 let channels = first..(first + plan.channels).min(c.channels);
                 let len = channels.len() * c.taps();
-                self.pack(group, channels);
-                self.multiply(weights.wrapping_add(first * c.taps()), len, outputs.len());
+                let weights = weights.wrapping_add(first * c.taps());
+                let steps = &o.weight_strides[1..2];
+                let skipped = Dots::lanes_to_skip(self.kernel.lanes, weights, steps);
+                let patches = self.patches.wrapping_add(skipped);
+                self.pack(patches, group, channels);
+                self.multiply((patches, skipped), weights, len, outputs.len());
             }
             self.store(first_output, outputs.len());
         }
@@ -213,19 +221,19 @@ impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
     /// As [`Worker::part`].
-    unsafe fn pack(&self, group: usize, channels: Range<usize>) {
+    unsafe fn pack(&self, patches: *mut T, group: usize, channels: Range<usize>) {
         let c = self.c;
         // SAFETY: the same contract; so many columns as the kernel has.
         unsafe {
             match c.width.taps {
                 1 if c.taps() == 1 && meets_inside(&c.height) && meets_inside(&c.width) => {
-                    self.transpose(group, channels);
+                    self.transpose(patches, group, channels);
                 }
-                1 => self.pack_rows::<1>(group, channels),
-                3 => self.pack_rows::<3>(group, channels),
-                5 => self.pack_rows::<5>(group, channels),
-                7 => self.pack_rows::<7>(group, channels),
-                _ => self.pack_rows::<0>(group, channels),
+                1 => self.pack_rows::<1>(patches, group, channels),
+                3 => self.pack_rows::<3>(patches, group, channels),
+                5 => self.pack_rows::<5>(patches, group, channels),
+                7 => self.pack_rows::<7>(patches, group, channels),
+                _ => self.pack_rows::<0>(patches, group, channels),
             }
         }
     }
@@ -235,10 +243,9 @@ impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
     /// As [`Worker::part`].
-    unsafe fn transpose(&self, group: usize, channels: Range<usize>) {
+    unsafe fn transpose(&self, mut to: *mut T, group: usize, channels: Range<usize>) {
         let (c, o) = (self.c, self.operands);
         let [image_step, channel_step, row_step, column_step] = c.strides(o.x_strides);
-        let mut to = self.patches;
         for image in 0..c.batch as isize {
             for y in 0..c.height.output {
                 let row = (y * c.height.step) as isize + c.height.base;
@@ -269,7 +276,7 @@ impl<T: Vector> Worker<'_, T> {
     /// # Safety
     ///
     /// As [`Worker::part`].
-    unsafe fn pack_rows<const K: usize>(&self, group: usize, channels: Range<usize>) {
+    unsafe fn pack_rows<const K: usize>(&self, to: *mut T, group: usize, channels: Range<usize>) {
         let c = self.c;
         let [image_step, channel_step, row_step, column_step] = c.strides(self.operands.x_strides);
         let taps = if K == 0 { c.width.taps } else { K };
@@ -278,7 +285,7 @@ impl<T: Vector> Worker<'_, T> {
             |columns: Range<isize>| columns.start >= 0 && columns.end <= c.width.input as isize;
         for (number, channel) in channels.enumerate() {
             let channel = (group * c.channels + channel) as isize * channel_step;
-            let mut patch = self.patches.wrapping_add(number * c.taps());
+            let mut patch = to.wrapping_add(number * c.taps());
             for position in 0..positions(c) {
                 let (rest, x) = (position / c.width.output, position % c.width.output);
                 let (image, y) = (rest / c.height.output, rest % c.height.output);
@@ -312,8 +319,14 @@ impl<T: Vector> Worker<'_, T> {
     ///
     /// # Safety
     ///
-    /// As [`Worker::part`]; the patches are packed, `len` elements each.
-    unsafe fn multiply(&self, weights: *const T, len: usize, outputs: usize) {
+    /// As [`Worker::part`]; the patches are packed, so many lanes behind where a line begins and `len` elements each.
+    unsafe fn multiply(
+        &self,
+        (patches, skipped): (*const T, usize),
+        weights: *const T,
+        len: usize,
+        outputs: usize,
+    ) {
         let (plan, tile) = (self.plan, self.kernel.dot_outputs);
         let output_step = self.operands.weight_strides[1];
         let spans = [Span { panel: 0, dy: 0, len }];
@@ -328,13 +341,14 @@ impl<T: Vector> Worker<'_, T> {
                     true => dy.wrapping_offset((tile + number) as isize * output_step),
                     false => std::ptr::null(),
                 };
-                let mut panel = [self.patches.cast_const(); ELEMENTS];
+                let mut panel = [patches; ELEMENTS];
                 for (k, panel) in panel.iter_mut().enumerate() {
                     *panel = panel.wrapping_add((first + k) * plan.patch_len);
                 }
                 let dots = Dots {
                     panel,
                     spans: &spans,
+                    skipped,
                     dy,
                     dy_output: output_step,
                     outputs: tile.min(outputs - output),

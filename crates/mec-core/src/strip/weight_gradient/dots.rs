@@ -94,8 +94,8 @@ impl<'a, T: Vector> Worker<'a, T> {
         block: &Block,
     ) -> Self {
         let panel = memory.as_ptr();
-        let ones = panel.wrapping_add(plan.panel_len());
-        let stage = ones.wrapping_add(plan.positions.plane_len());
+        let ones = panel.wrapping_add(plan.ones());
+        let stage = ones.wrapping_add(plan.ones_len());
         Self {
             kernel,
             c,
@@ -122,12 +122,14 @@ impl<'a, T: Vector> Worker<'a, T> {
         // SAFETY: the plan made room for each piece; the caller vouches for the tensors.
         unsafe {
             fill(self.sums, plan.sums_len(), T::ZERO);
-            fill(self.ones, plan.positions.plane_len(), T::ONE);
+            fill(self.ones, plan.ones_len(), T::ONE);
             for index in plan.division.part(plan.positions.panels(c), part) {
                 let place = plan.positions.place(c, index);
-                plan.positions.pack(self.kernel, c, &place, &source, self.panel);
+                let skipped = self.skipped(&place);
+                let panel = self.panel.wrapping_add(skipped);
+                plan.positions.pack(self.kernel, c, &place, &source, panel);
                 self.find_spans(&place, spans);
-                self.multiply(&place, spans, elements);
+                self.multiply(&place, (panel, skipped), spans, elements);
             }
         }
     }
@@ -146,6 +148,16 @@ impl<'a, T: Vector> Worker<'a, T> {
                 if plan.staged { (i * positions) as isize } else { self.dy(image, rows, columns) };
             spans.push(Span { panel: i * plan.positions.image_len(), dy, len: positions });
         }
+    }
+
+    /// Lanes of `dy` that registers leave out at a place.
+    fn skipped(&self, [images, rows, columns]: &Place) -> usize {
+        if self.plan.staged {
+            return 0;
+        }
+        let o = self.operands;
+        let first = o.dy.wrapping_offset(self.dy(images.start, rows, columns));
+        Dots::lanes_to_skip(self.kernel.lanes, first, &o.dy_strides[..2])
     }
 
     /// Elements from an output channel of `dy` to its first position in `image` that a panel meets.
@@ -196,7 +208,7 @@ impl<'a, T: Vector> Worker<'a, T> {
             }
         }
         if self.bias {
-            elements.push(plan.panel_len());
+            elements.push(plan.ones());
         }
     }
 
@@ -204,8 +216,14 @@ impl<'a, T: Vector> Worker<'a, T> {
     ///
     /// # Safety
     ///
-    /// As [`run`], with the panel packed and the places found.
-    unsafe fn multiply(&self, place: &Place, spans: &[Span], elements: &[usize]) {
+    /// As [`run`], with the panel packed, so many lanes behind where a line begins, and the places found.
+    unsafe fn multiply(
+        &self,
+        place: &Place,
+        (packed, skipped): (*const T, usize),
+        spans: &[Span],
+        elements: &[usize],
+    ) {
         let (o, plan, tile) = (self.operands, self.plan, self.kernel.dot_outputs);
         for output in (0..self.block.outputs.len()).step_by(tile) {
             let outputs = tile.min(self.block.outputs.len() - output);
@@ -225,7 +243,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                     true => dy.wrapping_offset((tile + k) as isize * dy_output),
                     false => std::ptr::null(),
                 };
-                let mut panel = [self.panel.cast_const(); ELEMENTS];
+                let mut panel = [packed; ELEMENTS];
                 for (panel, element) in panel.iter_mut().zip(elements) {
                     *panel = panel.wrapping_add(*element);
                 }
@@ -233,6 +251,7 @@ impl<'a, T: Vector> Worker<'a, T> {
                 let dots = Dots {
                     panel,
                     spans,
+                    skipped,
                     dy,
                     dy_output,
                     outputs,

@@ -18,6 +18,8 @@ pub(crate) struct Blocks {
     pub division: Division,
     /// Output channels of a tile.
     tile: usize,
+    /// Elements of a register: a panel begins so many behind a line at most.
+    lanes: usize,
     taps: usize,
 }
 
@@ -106,6 +108,7 @@ impl Blocks {
             staged: ragged || !joined,
             division: Division::new(c, channels, outputs).in_parts(most),
             tile: kernel.dot_outputs,
+            lanes: kernel.lanes,
             taps: c.taps(),
         }
     }
@@ -125,6 +128,16 @@ impl Blocks {
     /// Elements of a panel.
     pub fn panel_len(&self) -> usize {
         self.division.channels() * self.positions.channel_len()
+    }
+
+    /// Elements from a panel to the ones that the bias gradient meets as another kernel element, wherever it begins.
+    pub fn ones(&self) -> usize {
+        self.panel_len() + self.lanes
+    }
+
+    /// Elements of the ones.
+    pub fn ones_len(&self) -> usize {
+        self.positions.plane_len() + self.lanes
     }
 
     /// Elements of the copies of `dy`.
@@ -149,7 +162,7 @@ impl Blocks {
 
     /// Elements of workspace for each thread: panel, a plane of ones for the bias, copies of `dy`, sums.
     pub fn workspace_len(&self) -> usize {
-        self.panel_len() + self.positions.plane_len() + self.stage_len() + self.sums_len()
+        self.ones() + self.ones_len() + self.stage_len() + self.sums_len()
     }
 
     /// Bytes that [`run`] takes for each thread.
