@@ -4,6 +4,7 @@
 //! What is packed for a panel is read once for each kernel element and tile of outputs. With one tile of three outputs
 //! packing took longer than multiplying (cv7, input gradient).
 
+use super::LINE;
 use super::simd::{Isa, Vector};
 use super::tile::prefetch;
 use pulp::{Simd, WithSimd};
@@ -119,7 +120,7 @@ impl<T: Vector, const V: usize, const R: usize> Run<'_, T, V, R> {
         // SAFETY: the caller vouches for input and weights.
         unsafe {
             for _ in 0..d.channels {
-                for at in (0..V * lanes).step_by(64 / size_of::<T>()) {
+                for at in (0..V * lanes).step_by(LINE / size_of::<T>()) {
                     prefetch(ahead.wrapping_add(at));
                 }
                 for tap in all {

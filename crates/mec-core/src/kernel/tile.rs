@@ -14,6 +14,7 @@
 //! % in place). In the input gradient a step of the sum jumps by the weights of all the layer's input
 //! channels, caches and their look-ahead are of no help, and [`PackWeights`] pays for itself.
 
+use super::LINE;
 use super::simd::{Isa, Vector};
 use pulp::{Simd, WithSimd};
 
@@ -109,11 +110,23 @@ impl<T: Vector, const V: usize, const R: usize> Run<'_, T, V, R> {
     #[inline(always)]
     unsafe fn window<S: Simd>(&self, simd: S, row: usize) {
         let t = self.0;
+        // As values of their own: the compiler read them from `t` again after each store.
+        let (outputs, out_channel) = (t.outputs, t.out_channel);
+        let out: [*mut T; V] = std::array::from_fn(|v| t.out[v].wrapping_add(row * t.out_row));
         let first_panel = t.panel.wrapping_add(row * t.panel_row);
         let mut acc = [[T::splat(simd, T::ZERO); V]; R];
+        if let Onto::Bias(bias) = t.onto {
+            for r in 0..R {
+                // SAFETY: each of the outputs has one, and the last stands for those beyond.
+                let bias = T::splat(simd, unsafe { *bias.add(r.min(outputs - 1)) });
+                for v in 0..V {
+                    acc[r][v] = bias;
+                }
+            }
+        }
         // Outputs beyond the last one repeat it, so that no read leaves the weight.
         let output: [isize; R] =
-            std::array::from_fn(|r| r.min(t.outputs - 1) as isize * t.weight_output);
+            std::array::from_fn(|r| r.min(outputs - 1) as isize * t.weight_output);
         // SAFETY: `tile`'s contract covers every address formed here.
         unsafe {
             let weight: [*const T; R] =
@@ -150,36 +163,22 @@ impl<T: Vector, const V: usize, const R: usize> Run<'_, T, V, R> {
                 }
             }
             // Accumulators must only be indexed by constants, or they leave the registers: hence
-            // three short loops, which the compiler unrolls.
-            let out =
-                |r: usize, v: usize| t.out[v].wrapping_add(r * t.out_channel + row * t.out_row);
-            match t.onto {
-                Onto::Nothing => {
-                    for r in 0..R {
-                        if r < t.outputs {
-                            for v in 0..V {
-                                T::store::<S>(out(r, v), acc[r][v]);
-                            }
+            // short loops, which the compiler unrolls.
+            let out = |r: usize, v: usize| out[v].wrapping_add(r * out_channel);
+            if matches!(t.onto, Onto::Output) {
+                for r in 0..R {
+                    if r < outputs {
+                        for v in 0..V {
+                            let held = T::load::<S>(out(r, v));
+                            T::store::<S>(out(r, v), T::sum(simd, acc[r][v], held));
                         }
                     }
                 }
-                Onto::Bias(bias) => {
-                    for r in 0..R {
-                        if r < t.outputs {
-                            let bias = T::splat(simd, *bias.add(r));
-                            for v in 0..V {
-                                T::store::<S>(out(r, v), T::sum(simd, acc[r][v], bias));
-                            }
-                        }
-                    }
-                }
-                Onto::Output => {
-                    for r in 0..R {
-                        if r < t.outputs {
-                            for v in 0..V {
-                                let held = T::load::<S>(out(r, v));
-                                T::store::<S>(out(r, v), T::sum(simd, acc[r][v], held));
-                            }
+            } else {
+                for r in 0..R {
+                    if r < outputs {
+                        for v in 0..V {
+                            T::store::<S>(out(r, v), acc[r][v]);
                         }
                     }
                 }
@@ -285,7 +284,7 @@ pub(crate) fn prefetch_far<T>(at: *const T) {
 /// All weights can be read, and `channels * taps * R` elements can be written.
 pub(crate) unsafe fn pack_weights<T: Copy, const R: usize>(p: &PackWeights<T>) {
     let mut to = p.to;
-    let line = 64 / size_of::<T>() as isize;
+    let line = (LINE / size_of::<T>()) as isize;
     for c in 0..p.channels as isize {
         // Each channel's weights are a few lines, far from the last one's: no pattern that a CPU
         // would follow by itself.

@@ -1,5 +1,6 @@
 //! Memory the engine writes: each thread's workspace, and fresh results.
 
+use crate::kernel::LINE;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
@@ -13,7 +14,7 @@ impl<T: Copy> Workspace<T> {
     /// Allocates `len` elements, at least one.
     pub fn new(len: usize) -> Self {
         let layout = Layout::array::<T>(len.max(1))
-            .and_then(|l| l.align_to(64))
+            .and_then(|l| l.align_to(LINE))
             .expect("plans keep workspaces far below the address space");
         // SAFETY: the layout has at least one element.
         let start = unsafe { alloc(layout) };

@@ -2,6 +2,7 @@
 //! to the outputs around it stays in registers, and so do a small kernel's weights, or their gradients.
 
 use super::{Plane, Planes, RowSums, Rows, Window};
+use crate::kernel::LINE;
 use crate::kernel::simd::{First, Isa, Vector};
 use crate::kernel::tile::prefetch;
 use pulp::{Simd, WithSimd};
@@ -22,9 +23,6 @@ const SMALL: usize = 6 << 10;
 /// The same at stride 1 where a register is a whole cache line: 40 x 40 took 0.7 of the time of tiles, 56 x 56 0.85,
 /// 64 x 64 0.8 to 1.2 (Sapphire Rapids).
 const SMALL_BY_LINES: usize = 14 << 10;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Bytes of an output plane from which lines of the next one are asked for, where planes come from far: 28 x 28 and 32 x 32
 /// took 0.75 of the time in the forward pass, 14 x 14 0.9 but 1.1 in the weight gradient (Sapphire Rapids).

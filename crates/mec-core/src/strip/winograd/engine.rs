@@ -3,7 +3,7 @@
 use super::tiling::{GAP, MAX_PIECES, Strip};
 use super::{Job, Winograd};
 use crate::kernel::{
-    Kernel, KernelPiece, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter,
+    Kernel, KernelPiece, LINE, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter,
     TransformAdditions, TransformOutputs, TransformWeights, Vector, prefetch,
 };
 use crate::strip::buffer::Workspace;
@@ -406,7 +406,7 @@ impl<T: Vector> Worker<'_, T> {
     /// without, those at batch 1 up to 1.07 (Zen 3, two threads).
     fn ask_for_outputs(&self, block: &Block, outputs: &Range<usize>, place: usize) {
         let o = self.operands;
-        let line = 64 / size_of::<T>();
+        let line = LINE / size_of::<T>();
         let to = self.place(block, outputs);
         for runs in &self.strips[place].runs {
             for run in self.runs_of(runs, &to) {

@@ -1,6 +1,7 @@
 //! Packing and transforming tiles for all pieces of a kernel at a stride at once.
 
 use super::{Place, for_each_register, load, masks, run_mask, store};
+use crate::kernel::LINE;
 use crate::kernel::lanes::AHEAD;
 use crate::kernel::simd::{Isa, MAX_LANES, Vector};
 use crate::kernel::tile::prefetch;
@@ -156,7 +157,7 @@ impl<T: Vector, K: Together, const FIRST: bool> WithSimd for Register<'_, T, K, 
                     let a = row.from[0].wrapping_offset(channel * row.channel[0]);
                     let b = row.from[1].wrapping_offset(channel * row.channel[1]);
                     let next = a.wrapping_offset(ahead * row.channel[0]);
-                    for line in (0..lanes * read).step_by(64 / size_of::<T>()) {
+                    for line in (0..lanes * read).step_by(LINE / size_of::<T>()) {
                         prefetch(next.wrapping_add(line));
                     }
                     let sign = T::splat(simd, row.sign);
