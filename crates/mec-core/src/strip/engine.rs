@@ -382,7 +382,12 @@ impl<T: Vector> Worker<'_, T> {
             let aside = aside.as_mut_ptr().cast::<T>();
             tile.out_channel = c.phases().len() * strip.width;
             tile.out_row = outputs.len() * tile.out_channel;
-            tile.onto = Onto::Nothing;
+            // A sum begins with its bias wherever it is stored: which way depends on how many threads divide the work.
+            let scattered_onto;
+            (tile.onto, scattered_onto) = match onto {
+                Onto::Bias(_) => (onto, Onto::Nothing),
+                Onto::Nothing | Onto::Output => (Onto::Nothing, onto),
+            };
             let mut taps = weights.taps;
             for (number, phase) in c.phases().iter().enumerate() {
                 let these;
@@ -405,7 +410,7 @@ impl<T: Vector> Worker<'_, T> {
                     out: out.wrapping_add(number * task.out_row),
                     out_channel: o.y_strides[1],
                     out_column,
-                    onto,
+                    onto: scattered_onto,
                 });
             }
         }
