@@ -40,8 +40,8 @@ pub(crate) use tile::{MAX_VECTORS, Onto, PackWeights, Tap, Tile, prefetch};
 pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
     Accumulate, InputAxis, InputPiece, KernelPiece, Multiply, OUTPUTS, Overlap, POSITIONS,
-    PackTiles, Places, SIDE, TransformAdditions, TransformGradients, TransformOutputs,
-    TransformSums, TransformTiles, TransformWeights, Winograd, product_positions, taps_before,
+    PackTiles, Places, SIDE, TransformGradients, TransformOutputs, TransformSums, TransformTiles,
+    TransformWeights, Winograd, product_positions, taps_before,
 };
 
 use simd::Isa;

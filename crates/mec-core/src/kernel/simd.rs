@@ -115,7 +115,7 @@ fn emulates_fma<S: Simd>() -> bool {
 /// Whether `S` is AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn is_avx512<S: Simd>() -> bool {
+pub(super) fn is_avx512<S: Simd>() -> bool {
     TypeId::of::<S>() == TypeId::of::<pulp::x86::V4>()
 }
 
@@ -169,7 +169,7 @@ pub struct Moves<T> {
     pub(super) transpose: unsafe fn(&Transpose<T>),
     pub(super) pack: unsafe fn(&Pack<T>),
     pub(super) transform_weights: unsafe fn(&TransformWeights<T>),
-    pub(super) overlap: unsafe fn(&Overlap<T>),
+    pub(super) overlap: unsafe fn(&Overlap<T>) -> bool,
     pub(super) gathers: Option<Gathers<T>>,
 }
 
@@ -423,6 +423,36 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
         }
     }
 
+    /// Zero, and then all lanes but the last.
+    #[inline(always)]
+    fn behind_zero<S: Simd>(a: Self::Of<S>) -> Self::Of<S> {
+        // SAFETY: a vector is plain numbers, as many as the match says.
+        unsafe {
+            match Self::lanes::<S>() {
+                16 => transmute_copy(&behind_zero::<Self, 16>(transmute_copy(&a))),
+                8 => transmute_copy(&behind_zero::<Self, 8>(transmute_copy(&a))),
+                4 => transmute_copy(&behind_zero::<Self, 4>(transmute_copy(&a))),
+                2 => transmute_copy(&behind_zero::<Self, 2>(transmute_copy(&a))),
+                _ => transmute_copy(&[Self::ZERO]),
+            }
+        }
+    }
+
+    /// Two registers of `a`'s first lane, `b`'s first lane, `a`'s second lane and so on.
+    #[inline(always)]
+    fn in_turns<S: Simd>(a: Self::Of<S>, b: Self::Of<S>) -> [Self::Of<S>; 2] {
+        // SAFETY: a vector is plain numbers, as many as the match says.
+        unsafe {
+            match Self::lanes::<S>() {
+                16 => transmute_copy(&in_turns::<Self, 16>(transmute_copy(&a), transmute_copy(&b))),
+                8 => transmute_copy(&in_turns::<Self, 8>(transmute_copy(&a), transmute_copy(&b))),
+                4 => transmute_copy(&in_turns::<Self, 4>(transmute_copy(&a), transmute_copy(&b))),
+                2 => transmute_copy(&in_turns::<Self, 2>(transmute_copy(&a), transmute_copy(&b))),
+                _ => [a, b],
+            }
+        }
+    }
+
     /// Writes `a`'s first lane, `b`'s first lane, `a`'s second lane and so on.
     ///
     /// # Safety
@@ -430,15 +460,9 @@ pub trait Vector: Copy + PartialEq + Add<Output = Self> {
     /// Two registers' worth of elements can be written at `to`.
     #[inline(always)]
     unsafe fn store_in_turns<S: Simd>(to: *mut Self, a: Self::Of<S>, b: Self::Of<S>) {
-        // SAFETY: a vector is plain numbers, as many as the match says; the caller vouches for the rest.
-        unsafe {
-            match Self::lanes::<S>() {
-                16 => in_turns::<Self, 16>(to, transmute_copy(&a), transmute_copy(&b)),
-                8 => in_turns::<Self, 8>(to, transmute_copy(&a), transmute_copy(&b)),
-                4 => in_turns::<Self, 4>(to, transmute_copy(&a), transmute_copy(&b)),
-                2 => in_turns::<Self, 2>(to, transmute_copy(&a), transmute_copy(&b)),
-                _ => in_turns::<Self, 1>(to, transmute_copy(&a), transmute_copy(&b)),
-            }
+        for (n, register) in Self::in_turns::<S>(a, b).into_iter().enumerate() {
+            // SAFETY: the same contract.
+            unsafe { Self::store::<S>(to.wrapping_add(n * Self::lanes::<S>()), register) };
         }
     }
 }
@@ -501,17 +525,22 @@ fn shifted<T: Copy, const LANES: usize>(a: [T; LANES], next: T) -> [T; LANES] {
 /// Most elements in a register of any instruction set.
 pub(crate) const MAX_LANES: usize = 16;
 
-/// # Safety
-///
-/// `2 * LANES` elements can be written at `to`.
+/// The elements of two arrays in turns.
 #[inline(always)]
-unsafe fn in_turns<T: Copy, const LANES: usize>(to: *mut T, a: [T; LANES], b: [T; LANES]) {
+fn in_turns<T: Copy, const LANES: usize>(a: [T; LANES], b: [T; LANES]) -> [[T; 2]; LANES] {
     let mut turns = [[a[0]; 2]; LANES];
     for lane in 0..LANES {
         turns[lane] = [a[lane], b[lane]];
     }
-    // SAFETY: the caller vouches for the elements.
-    unsafe { to.cast::<[[T; 2]; LANES]>().write_unaligned(turns) };
+    turns
+}
+
+/// Zero, and then all elements but the last.
+#[inline(always)]
+fn behind_zero<T: Vector, const LANES: usize>(a: [T; LANES]) -> [T; LANES] {
+    let mut behind = [T::ZERO; LANES];
+    behind[1..].copy_from_slice(&a[..LANES - 1]);
+    behind
 }
 
 impl Vector for f32 {

@@ -24,7 +24,7 @@ pub(crate) use forward::{
     InputAxis, InputPiece, KernelPiece, Multiply, PackTiles, TransformOutputs, TransformWeights,
 };
 pub(crate) use gradient::{Accumulate, TransformGradients, TransformSums};
-pub(crate) use overlap::{Overlap, TransformAdditions, TransformTiles};
+pub(crate) use overlap::{Overlap, TransformTiles};
 
 use super::simd::{Isa, Moves, Vector};
 use super::{FEW, MAX_VECTORS, SIZES, TileSizes};
@@ -84,8 +84,7 @@ pub(crate) struct Winograd<T: 'static> {
     accumulates: [unsafe fn(&Accumulate<T>); 4],
     transform_sums: unsafe fn(&TransformSums<T>) -> bool,
     transform_tiles: unsafe fn(&TransformTiles<T>),
-    transform_additions: unsafe fn(&TransformAdditions<T>) -> bool,
-    overlap: unsafe fn(&Overlap<T>),
+    overlap: unsafe fn(&Overlap<T>) -> bool,
 }
 
 impl<T: Vector> Winograd<T> {
@@ -111,7 +110,6 @@ impl<T: Vector> Winograd<T> {
             ],
             transform_sums: gradient::transform_sums::<T, I>,
             transform_tiles: overlap::transform_tiles::<T, I>,
-            transform_additions: overlap::transform_additions::<T, I>,
             overlap: moves.overlap,
         }
     }
@@ -212,23 +210,13 @@ impl<T: Vector> Winograd<T> {
         unsafe { (self.transform_tiles)(t) }
     }
 
-    /// Transforms sums of products into what tiles add to outputs, in place, and says whether all of it is
+    /// Transforms sums of products into what tiles add to outputs, adds it up, stores the outputs, and says whether all are
     /// finite.
     ///
     /// # Safety
     ///
-    /// As [`overlap::transform_additions`].
-    pub unsafe fn transform_additions(&self, t: &TransformAdditions<T>) -> bool {
-        // SAFETY: the caller vouches for the sums, this value for the CPU.
-        unsafe { (self.transform_additions)(t) }
-    }
-
-    /// Adds up what tiles add to outputs, and stores the outputs.
-    ///
-    /// # Safety
-    ///
     /// As [`overlap::overlap`].
-    pub unsafe fn overlap(&self, o: &Overlap<T>) {
+    pub unsafe fn overlap(&self, o: &Overlap<T>) -> bool {
         // SAFETY: the caller vouches for both sides, this value for the CPU.
         unsafe { (self.overlap)(o) }
     }

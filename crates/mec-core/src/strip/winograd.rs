@@ -22,8 +22,9 @@
 //! tile.
 //!
 //! Where the kernel reaches beyond the input, as in the input gradient of an unpadded layer, there are fewer
-//! tiles of inputs than of outputs. The transposed filtering takes those: each adds to 4 x 4 outputs. A panel
-//! is then of whole images, and `scatter` of the loops above adds up what neighbouring tiles add.
+//! tiles of inputs than of outputs. The transposed filtering takes those: each adds to 4 x 4 outputs, by each piece of
+//! the kernel to others. A panel is then of whole images, once for all pieces, and `store` of the loops above adds up, piece
+//! after piece, what neighbouring tiles add.
 //!
 //! `tiling` is the problem, this file the plan, `engine` runs it; `blocks` and `weight_gradient` are the same of
 //! the weight gradient.
@@ -82,14 +83,18 @@ const STRIDED_PRODUCT: f64 = 0.8;
 const INPUT: f64 = 5.6;
 /// Transforming the weights of one position, piece, channel and output.
 const WEIGHT: f64 = 0.45;
+/// The same in the input gradient, whose channels are the tensor's outputs: their weights lie far apart.
+const FAR_WEIGHT: f64 = 0.9;
 /// Transforming a register of tiles of one output.
 const OUTPUT: f64 = 50.0;
 /// Storing both rows of outputs of one run of tiles: narrow images have several in a register.
 const RUN: f64 = 24.0;
 /// Storing the sums of a register of tiles at one position, of one output and block of channels.
 const SUM: f64 = 1.5;
-/// Transforming a register of tiles of inputs, and adding up what they add to one output.
-const ADDITION: f64 = 130.0;
+/// Transforming a register of a row of tiles of inputs, and adding up what they add to one output (Sapphire Rapids).
+const ADDITION: f64 = 85.0;
+/// The same where four rows fill a register.
+const NARROW_ADDITION: f64 = 47.0;
 
 /// Bytes of a thread's workspace that cost nothing.
 const FREE_BYTES: usize = 384 << 10;
@@ -195,7 +200,7 @@ impl Winograd {
     ) -> Option<Self> {
         let registers = tiling.tiles.div_ceil(size.lanes);
         let strips = registers.div_ceil(size.vectors);
-        let whole_images = tiling.first_output.is_some();
+        let whole_images = tiling.additions.is_some();
         let mut plan = Self {
             tiling,
             units: if whole_images { c.batch } else { strips },
@@ -272,7 +277,7 @@ impl Winograd {
 
     /// Whether tiles are of inputs, and panels of whole images.
     fn whole_images(&self) -> bool {
-        self.tiling.first_output.is_some()
+        self.tiling.additions.is_some()
     }
 
     /// The units of panel `panel`, and its tiles.
@@ -331,20 +336,32 @@ impl Winograd {
         let outputs = c.outputs.div_ceil(self.parts) as f64;
         let blocks = c.channels.div_ceil(self.channels) as f64;
         let channels = c.channels as f64;
-        let products = self.tiling.products as f64;
+        let products = self.tiling.weights.count() as f64;
         let output = match self.whole_images() {
-            true => ADDITION,
+            // Each row of tiles of an image, and the row of outputs below the last, is added up by itself.
+            true => {
+                let axes = [&self.tiling.height, &self.tiling.width];
+                let [rows, columns] = axes.map(|axis| axis.tiles + 1);
+                let row = match 4 * columns <= self.lanes {
+                    true => NARROW_ADDITION,
+                    false => ADDITION * columns.div_ceil(self.lanes) as f64,
+                };
+                row * (rows * self.lanes) as f64 / self.tiling.image_tiles() as f64
+            }
             // A register's runs: those that begin in it, and one that began before.
             false => OUTPUT + RUN * (1.0 + self.lanes as f64 / self.tiling.width.tiles as f64),
         };
+        let sums = if self.whole_images() { self.tiling.count() } else { 1 };
         let register = channels * outputs * products * PRODUCT
-            + channels * products * INPUT
-            + blocks * outputs * (POSITIONS as f64 * SUM + output);
+            + channels * self.tiling.inputs.count() as f64 * INPUT
+            + blocks * outputs * sums as f64 * (POSITIONS as f64 * SUM + output);
         // Weights are transformed in whole registers of channels.
         let whole = |channels: usize| channels.next_multiple_of(self.lanes);
         let transformed =
             c.channels / self.channels * whole(self.channels) + whole(c.channels % self.channels);
-        let task = transformed as f64 * products * outputs * WEIGHT;
+        // Only there are tiles of inputs fewer.
+        let weight = if self.whole_images() { FAR_WEIGHT } else { WEIGHT };
+        let task = transformed as f64 * products * outputs * weight;
         let tasks = self.tasks(c.groups).div_ceil(threads);
         // Kept, they are transformed once for the panels of a part.
         let transforms = if self.kept > 1 { tasks.div_ceil(self.panels) } else { tasks };
@@ -362,13 +379,13 @@ impl Winograd {
 
     /// Elements of a strip of a panel.
     fn strip_len(&self) -> usize {
-        self.tiling.places_len(self.channels * self.vectors * self.lanes, GAP)
+        self.tiling.inputs.len(self.channels * self.vectors * self.lanes, GAP)
     }
 
     /// Elements from an output's transformed weights to the next's.
     fn weights_pitch(&self) -> usize {
         // Whole registers are written.
-        self.tiling.places_len(self.channels, self.lanes)
+        self.tiling.weights.len(self.channels, self.lanes)
     }
 
     /// Elements of the transformed weights of a tile of output channels.

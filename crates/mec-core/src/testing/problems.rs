@@ -297,6 +297,10 @@ fn blocks() -> Vec<Problem> {
         // Images that fit a register badly: their input gradient is summed in blocks of channels.
         problem("channels 5 to 400, small images", [3, 5, 12, 11], [400, 5, 3, 3]),
         problem("channels 400 to 5, padded by 2", [2, 400, 9, 10], [5, 400, 3, 3]).same(2),
+        // The same of larger kernels, of which no piece reaches all of it.
+        problem("5x5, padded by 4", [3, 9, 7, 8], [11, 9, 5, 5]).same(4),
+        problem("5x5, channels 6 to 150, groups", [2, 12, 11, 13], [300, 6, 5, 5]).groups(2),
+        problem("7x4, padded by 1 and 0", [2, 5, 13, 11], [17, 5, 7, 4]).pad((1, 0), (0, 1)),
         problem("channels 2 to 420, strided", [1, 2, 17, 17], [420, 2, 5, 5]).stride(2, 2),
         // Panels of consecutive positions: of rows, of columns, of images, in blocks of channels.
         problem("few channels, several panels of rows", [2, 2, 37, 33], [7, 2, 3, 3]).same(1),

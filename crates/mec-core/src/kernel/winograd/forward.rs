@@ -109,18 +109,18 @@ pub struct KernelPiece {
 /// One call of the micro-kernel: at each position, the products of `V` registers of tiles and the weights
 /// of some outputs, summed over channels.
 pub(crate) struct Multiply<'a, T> {
-    /// How many channels to sum over at each position. Those of all positions follow each other.
+    /// How many channels to sum over at each position.
     pub channels: &'a [usize; POSITIONS],
-    /// The first tile's inputs of the first channel.
+    /// The panel.
     pub inputs: *const T,
+    /// Where the first tile's inputs of the first channel are, at each position.
+    pub input_places: &'a Places,
     /// Elements from a channel's inputs to the next's.
     pub input_channel: usize,
-    /// Elements from a position's last channel to the next position, beyond that.
-    pub input_gap: usize,
-    /// The first output's weights; those of a position's channels follow each other.
+    /// The first output's weights.
     pub weights: *const T,
-    /// Elements between the weights of a position and the next.
-    pub weight_gap: usize,
+    /// Where those of the first channel are, at each position; the others follow.
+    pub weight_places: &'a Places,
     /// Elements from an output's weights to the next's.
     pub weight_output: usize,
     /// Outputs, at least 1 and at most `R`.
@@ -259,16 +259,14 @@ impl<T: Vector, const V: usize, const R: usize> WithSimd for RunMultiply<'_, T, 
             for r in 0..R {
                 weights[r] = m.weights.add(r.min(m.outputs - 1) * m.weight_output);
             }
-            let (mut inputs, mut at) = (m.inputs, 0);
             for (position, &channels) in m.channels.iter().enumerate() {
+                let mut inputs = m.inputs.wrapping_add(m.input_places[position]);
+                let first = m.weight_places[position] as isize;
                 let mut sums = [[T::splat(simd, T::ZERO); V]; R];
-                for _ in 0..channels {
+                for at in first..first + channels as isize {
                     step(simd, &mut sums, inputs, &weights, at);
                     inputs = inputs.wrapping_add(m.input_channel);
-                    at += 1;
                 }
-                inputs = inputs.wrapping_add(m.input_gap);
-                at += m.weight_gap as isize;
                 for r in 0..R {
                     if r < m.outputs {
                         for v in 0..V {

@@ -65,11 +65,11 @@ impl Blocks {
         let tile = kernel.outer_vectors * kernel.lanes;
         let all = c.outputs.next_multiple_of(kernel.lanes);
         let registers = (tiling.tiles as f64) / kernel.lanes as f64;
-        let slots = tiling.products as f64;
+        let slots = tiling.weights.count() as f64;
         let pairs = (c.groups * c.channels * c.outputs) as f64;
         // Channels of which a tile of the micro-kernel has too few are multiplied all the same.
         let multiplied = |channels: usize| -> usize {
-            tiling.channels_at(channels).iter().map(|at| at.next_multiple_of(STEPS)).sum()
+            tiling.weights.channels(channels).iter().map(|at| at.next_multiple_of(STEPS)).sum()
         };
         let mut best = (f64::INFINITY, None);
         let output_blocks = (1..=all / kernel.lanes).map(|n| all.div_ceil(n));
@@ -116,7 +116,7 @@ impl Blocks {
     pub(super) fn places_lens(&self) -> [usize; 2] {
         let channels = self.division.channels();
         [self.width, self.division.outputs()]
-            .map(|each| self.tiling.places_len(channels * each, GAP))
+            .map(|each| self.tiling.inputs.len(channels * each, GAP))
     }
 
     /// Elements from a position to the next in a transformed tile of `dy`.

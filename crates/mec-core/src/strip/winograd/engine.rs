@@ -1,10 +1,10 @@
 //! Runs correlations by Winograd's filtering: the loops around the micro-kernel.
 
-use super::tiling::{GAP, MAX_PIECES, Strip};
+use super::tiling::{Additions, GAP, MAX_PIECES, Strip};
 use super::{Job, Winograd};
 use crate::kernel::{
-    Kernel, KernelPiece, LINE, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Scatter,
-    TransformAdditions, TransformOutputs, TransformWeights, Vector, prefetch,
+    Kernel, KernelPiece, LINE, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Places,
+    Scatter, TransformOutputs, TransformWeights, Vector, prefetch,
 };
 use crate::strip::buffer::Workspace;
 use crate::strip::correlation::Correlation;
@@ -100,8 +100,14 @@ struct Block {
     group: usize,
     first: usize,
     channels: usize,
-    /// Those of all pieces with a product at each position.
-    channels_at: [usize; POSITIONS],
+}
+
+/// Products that are summed, at each position: of all pieces of the kernel, or of one.
+struct Products {
+    /// Of how many channels.
+    channels: [usize; POSITIONS],
+    /// Where their weights are.
+    weights: Places,
 }
 
 struct Worker<'a, T: Copy + 'static> {
@@ -139,8 +145,11 @@ impl<T: Vector> Worker<'_, T> {
         let mut finite = true;
         for first in (0..c.channels).step_by(plan.channels) {
             let channels = plan.channels.min(c.channels - first);
-            let channels_at = plan.tiling.channels_at(channels);
-            let block = Block { group, first, channels, channels_at };
+            let block = Block { group, first, channels };
+            let all = Products {
+                channels: plan.tiling.weights.channels(channels),
+                weights: plan.tiling.weights.starts(channels, plan.lanes),
+            };
             let channel = group * c.channels + first;
             let source = Source {
                 first: o.x.wrapping_offset(channel as isize * o.x_strides[1]),
@@ -164,16 +173,13 @@ impl<T: Vector> Worker<'_, T> {
                     if !known {
                         self.weights(&block, &tile, weights);
                     }
-                    if plan.whole_images() {
-                        for place in 0..self.strips.len() {
-                            self.multiply(&block, &tile, weights, place);
-                        }
-                        finite &= self.overlap(&block, &tile, &units);
+                    if let Some(additions) = &plan.tiling.additions {
+                        finite &= self.add(&block, &tile, weights, &units, additions);
                         continue;
                     }
                     for place in 0..self.strips.len() {
                         self.ask_for_outputs(&block, &tile, place);
-                        self.multiply(&block, &tile, weights, place);
+                        self.multiply(&block, &all, &tile, weights, place);
                         finite &= self.outputs(&block, &tile, place);
                     }
                 }
@@ -231,7 +237,7 @@ impl<T: Vector> Worker<'_, T> {
             pieces.push(KernelPiece {
                 first: [rows.tap, columns.tap],
                 taps: [rows.taps, columns.taps],
-                places: tiling.places(number, block.channels, plan.lanes),
+                places: tiling.weights.places(number, block.channels, plan.lanes),
             });
         }
         // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not whole
@@ -275,6 +281,7 @@ impl<T: Vector> Worker<'_, T> {
     unsafe fn multiply(
         &self,
         block: &Block,
+        products: &Products,
         outputs: &Range<usize>,
         weights: *const T,
         place: usize,
@@ -282,18 +289,19 @@ impl<T: Vector> Worker<'_, T> {
         let (plan, strip) = (self.plan, &self.strips[place]);
         let width = strip.vectors * plan.lanes;
         let (sums, sum_position, sum_output) = self.sums(strip);
+        let input_places = plan.tiling.inputs.starts(block.channels * width, GAP);
         for tile in self.kernel.tile_ranges(0..outputs.len()) {
             // SAFETY: panel and weights hold what the tiles read, the plan has room for the sums.
             unsafe {
                 self.kernel.winograd.multiply(
                     strip.vectors,
                     &Multiply {
-                        channels: &block.channels_at,
+                        channels: &products.channels,
                         inputs: self.panel(place),
+                        input_places: &input_places,
                         input_channel: width,
-                        input_gap: GAP,
                         weights: weights.add(tile.start * plan.weights_pitch()),
-                        weight_gap: plan.lanes,
+                        weight_places: &products.weights,
                         weight_output: plan.weights_pitch(),
                         outputs: tile.len(),
                         sums: sums.add(tile.start * sum_output),
@@ -314,39 +322,94 @@ impl<T: Vector> Worker<'_, T> {
         }
     }
 
-    /// Transforms the sums of a panel of whole images, adds up what they add to some output channels and
-    /// stores it; whether all are finite.
+    /// Adds what the tiles of a panel of whole images add to some output channels, piece by piece of the kernel; whether
+    /// all of it is finite.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`]; all strips of the panel, of images `images`, are packed and the weights are transformed.
+    unsafe fn add(
+        &self,
+        block: &Block,
+        outputs: &Range<usize>,
+        weights: *const T,
+        images: &Range<usize>,
+        additions: &Additions,
+    ) -> bool {
+        let plan = self.plan;
+        let mut onto = self.onto(block, block.group * self.c.outputs + outputs.start);
+        if !additions.complete && block.first == 0 {
+            // SAFETY: the same contract.
+            unsafe { self.begin(block, outputs, images) };
+            onto = Onto::Output;
+        }
+        let mut finite = true;
+        for (number, piece) in plan.tiling.pieces().enumerate() {
+            let products = Products {
+                channels: plan.tiling.channels_of(piece, block.channels),
+                weights: plan.tiling.weights.places(number, block.channels, plan.lanes),
+            };
+            // SAFETY: the same contract; then the sums of all strips are there.
+            unsafe {
+                for place in 0..self.strips.len() {
+                    self.multiply(block, &products, outputs, weights, place);
+                }
+                finite &= self.overlap(block, outputs, images, additions.first(piece), onto);
+            }
+        }
+        finite
+    }
+
+    /// Begins some output channels of some images with their bias: a piece of the kernel may not reach all of them.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`].
+    unsafe fn begin(&self, block: &Block, outputs: &Range<usize>, images: &Range<usize>) {
+        let (c, o) = (self.c, self.operands);
+        let [image, channel, row, column] = c.strides(o.y_strides);
+        let first = o.y.wrapping_add(c.height.out_base * row + c.width.out_base * column);
+        for output in outputs.clone().map(|r| block.group * c.outputs + r) {
+            // SAFETY: there is one for each output channel.
+            let bias = if o.bias.is_null() { T::ZERO } else { unsafe { *o.bias.add(output) } };
+            for (n, q) in images.clone().flat_map(|n| (0..c.height.output).map(move |q| (n, q))) {
+                let to = n * image + output * channel + q * c.height.out_step * row;
+                for p in 0..c.width.output {
+                    // SAFETY: this is an output of the correlation.
+                    unsafe { first.wrapping_add(to + p * c.width.out_step * column).write(bias) };
+                }
+            }
+        }
+    }
+
+    /// Transforms the sums of a panel of whole images, adds up what they add to some output channels from row and
+    /// column `first` on and stores it; whether all are finite.
     ///
     /// # Safety
     ///
     /// As [`run`]; all strips of the panel, of images `images`, are multiplied.
-    unsafe fn overlap(&self, block: &Block, outputs: &Range<usize>, images: &Range<usize>) -> bool {
+    unsafe fn overlap(
+        &self,
+        block: &Block,
+        outputs: &Range<usize>,
+        images: &Range<usize>,
+        first: [isize; 2],
+        onto: Onto<T>,
+    ) -> bool {
         let (c, o, plan) = (self.c, self.operands, self.plan);
-        let (Some(first_strip), Some(first)) = (self.strips.first(), plan.tiling.first_output)
-        else {
-            return true;
-        };
+        let Some(first_strip) = self.strips.first() else { return true };
         let (sums, position, from_channel) = self.sums(first_strip);
         let output = block.group * c.outputs + outputs.start;
         let [image, channel, row, column] = o.y_strides;
         let strides = c.strides([image, channel, row, column]);
         let base = c.height.out_base * strides[2] + c.width.out_base * strides[3];
-        let mut finite = true;
         // SAFETY: the sums of all strips are there; each tile of an image adds to its outputs.
         unsafe {
-            for r in 0..outputs.len() {
-                for strip in self.strips.iter() {
-                    finite &= self.kernel.winograd.transform_additions(&TransformAdditions {
-                        at: sums.wrapping_add(r * from_channel + strip.lane),
-                        position,
-                        len: strip.vectors * plan.lanes,
-                    });
-                }
-            }
             self.kernel.winograd.overlap(&Overlap {
                 from: sums,
                 position,
                 from_channel,
+                len: self.strips.iter().map(|strip| strip.vectors * plan.lanes).sum(),
                 tiles: [plan.tiling.height.tiles, plan.tiling.width.tiles],
                 images: images.len(),
                 channels: outputs.len(),
@@ -359,10 +422,9 @@ impl<T: Vector> Worker<'_, T> {
                     c.height.out_step * strides[2],
                     c.width.out_step * strides[3],
                 ],
-                onto: self.onto(block, output),
-            });
+                onto,
+            })
         }
-        finite
     }
 
     /// Elements from a column of a run to the next, in the output.

@@ -174,6 +174,52 @@ impl Strip {
     }
 }
 
+/// How what belongs to positions and pieces is laid out: `[position][piece][what a piece has]`. Only pieces with a product
+/// at a position are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// The first piece at each position; those that are there follow each other.
+    first: [usize; POSITIONS],
+    /// How many there are.
+    at: [usize; POSITIONS],
+}
+
+impl Layout {
+    /// Where each position begins. A piece has `each` elements, and `gap` more are behind each position.
+    pub fn starts(&self, each: usize, gap: usize) -> Places {
+        let mut before = 0;
+        self.at.map(|pieces| {
+            let start = before;
+            before += pieces * each + gap;
+            start
+        })
+    }
+
+    /// Where piece number `piece` is at each position where it is, see [`Layout::starts`].
+    pub fn places(&self, piece: usize, each: usize, gap: usize) -> Places {
+        let mut places = self.starts(each, gap);
+        for (place, first) in places.iter_mut().zip(self.first) {
+            *place = place.wrapping_add(piece.wrapping_sub(first).wrapping_mul(each));
+        }
+        places
+    }
+
+    /// Elements of all positions, see [`Layout::starts`].
+    pub fn len(&self, each: usize, gap: usize) -> usize {
+        self.count() * each + POSITIONS * gap
+    }
+
+    /// Pieces of all positions.
+    pub fn count(&self) -> usize {
+        self.at.iter().sum()
+    }
+
+    /// How many of the channels of all pieces, of `channels` each, are there at each position.
+    pub fn channels(&self, channels: usize) -> [usize; POSITIONS] {
+        self.at.map(|pieces| pieces * channels)
+    }
+}
+
 /// A correlation, cut into tiles and pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiling {
@@ -181,16 +227,29 @@ pub(super) struct Tiling {
     pub width: Axis,
     /// Tiles of all images.
     pub tiles: usize,
-    /// Where tiles are of inputs: the output row and column to which an image's first tile adds first. It may
-    /// lie outside.
-    pub first_output: Option<[isize; 2]>,
+    /// Where tiles are of inputs: what they add to.
+    pub additions: Option<Additions>,
     pieces: [(Piece, Piece); MAX_PIECES],
-    /// The first piece with a product at each position; those that have one follow each other.
-    first: [usize; POSITIONS],
-    /// How many have one.
-    at: [usize; POSITIONS],
-    /// Products of one tile: how many have one, of all positions.
-    pub products: usize,
+    /// Of the weights.
+    pub weights: Layout,
+    /// Of a panel: the same unless tiles are of inputs, which are the same for all pieces.
+    pub inputs: Layout,
+}
+
+/// What tiles of inputs add to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Additions {
+    /// The output row and column to which an image's first tile adds first, by the kernel's first tap. It may lie outside.
+    first: [isize; 2],
+    /// Whether all of a kernel is one piece, whose tiles meet every output.
+    pub complete: bool,
+}
+
+impl Additions {
+    /// The output row and column to which an image's first tile adds first, by a piece of the kernel.
+    pub fn first(&self, (rows, columns): (Piece, Piece)) -> [isize; 2] {
+        [self.first[0] + rows.offset, self.first[1] + columns.offset]
+    }
 }
 
 impl Tiling {
@@ -216,14 +275,22 @@ impl Tiling {
         };
         let tiling = Self::with(c, &turned(&c.height)?, &turned(&c.width)?)?;
         let first = |reach: &Reach| 1 - reach.base - reach.taps as isize;
-        // No output may lie where no tile adds.
         let reached = |axis: &Axis, reach: &Reach| {
             let end = first(reach) + ((axis.tiles + 1) * OUTPUTS) as isize;
             first(reach) <= 0 && end >= reach.output as isize
         };
         let all = reached(&tiling.height, &c.height) && reached(&tiling.width, &c.width);
-        (all && tiling.count() == 1 && tiling.image_tiles() <= MAX_IMAGE_TILES)
-            .then_some(Self { first_output: Some([first(&c.height), first(&c.width)]), ..tiling })
+        let additions = Additions {
+            first: [first(&c.height), first(&c.width)],
+            complete: all && tiling.count() == 1,
+        };
+        let inputs =
+            Layout { first: [0; POSITIONS], at: tiling.weights.at.map(|pieces| pieces.min(1)) };
+        (tiling.image_tiles() <= MAX_IMAGE_TILES).then_some(Self {
+            additions: Some(additions),
+            inputs,
+            ..tiling
+        })
     }
 
     fn with(c: &Correlation, height: &Reach, width: &Reach) -> Option<Self> {
@@ -255,8 +322,16 @@ impl Tiling {
             first[position] = if columns > width.larger { 0 } else { others };
             at[position] = rows * columns;
         }
-        let products = at.iter().sum();
-        Some(Self { height, width, tiles, first_output: None, pieces, first, at, products })
+        let layout = Layout { first, at };
+        Some(Self {
+            height,
+            width,
+            tiles,
+            additions: None,
+            pieces,
+            weights: layout,
+            inputs: layout,
+        })
     }
 
     /// Tiles of an image.
@@ -307,26 +382,17 @@ impl Tiling {
         self.pieces[..self.count()].iter().copied()
     }
 
-    /// How many of the channels of all pieces, of `channels` each, have a product at each position.
-    pub fn channels_at(&self, channels: usize) -> [usize; POSITIONS] {
-        self.at.map(|pieces| pieces * channels)
-    }
-
-    /// Where piece number `piece` is at each position, in `[position][piece][what a piece has]`: only pieces with
-    /// a product at a position are there. A piece has `each` elements, and `gap` more are behind each position.
-    pub fn places(&self, piece: usize, each: usize, gap: usize) -> Places {
-        let mut before = 0;
+    /// How many of `channels` have a product of one piece at each position.
+    pub fn channels_of(
+        &self,
+        (rows, columns): (Piece, Piece),
+        channels: usize,
+    ) -> [usize; POSITIONS] {
         std::array::from_fn(|position| {
-            let behind = piece.wrapping_sub(self.first[position]).wrapping_mul(each);
-            let place = behind.wrapping_add(before);
-            before += self.at[position] * each + gap;
-            place
+            let has = product_positions(rows.taps).contains(&(position / SIDE))
+                && product_positions(columns.taps).contains(&(position % SIDE));
+            if has { channels } else { 0 }
         })
-    }
-
-    /// Elements of all positions, as [`Tiling::places`] counts them.
-    pub fn places_len(&self, each: usize, gap: usize) -> usize {
-        self.products * each + POSITIONS * gap
     }
 
     /// What a reader of the plan sees of correlation `c`, cut so.

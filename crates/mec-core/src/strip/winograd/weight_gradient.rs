@@ -216,7 +216,7 @@ impl<'a, T: Vector> Worker<'a, T> {
         let (channels, outputs) = (self.block.channels.len(), plan.division.outputs());
         let vectors = width / self.kernel.lanes;
         let (mut inputs, mut sums) = (self.panel.cast_const(), self.sums.wrapping_add(first));
-        let channels_at = plan.tiling.channels_at(channels);
+        let channels_at = plan.tiling.weights.channels(channels);
         for (position, channels) in channels_at.into_iter().enumerate() {
             let (side, column) = (position / SIDE, position % SIDE);
             if column == 0 && channels_at[position..position + SIDE] != [0; SIDE] {
@@ -280,7 +280,7 @@ impl<'a, T: Vector> Worker<'a, T> {
             unsafe {
                 finite &= self.kernel.winograd.transform_sums(&TransformSums {
                     from: self.sums,
-                    places: plan.tiling.places(number, channels * width, GAP),
+                    places: plan.tiling.weights.places(number, channels * width, GAP),
                     channels,
                     width,
                     taps: [rows.taps, columns.taps],

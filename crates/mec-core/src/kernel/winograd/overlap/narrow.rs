@@ -7,9 +7,9 @@
 //!
 //! By rows of a register each, of which 3 x 3 tiles fill a quarter, cv12's input gradient took 1.13 times as long.
 
-use super::{OUTPUTS, Overlap, SIDE, overlap};
-use crate::kernel::simd::Avx512;
-use crate::kernel::tile::Onto;
+use super::{OUTPUTS, Overlap, SIDE, addition, both_ways, overlap};
+use crate::kernel::simd::{Avx512, Isa, Vector};
+use pulp::{Simd, WithSimd};
 use std::arch::x86_64::*;
 
 /// Most columns of tiles of an image: of 5 and 6, a register for each row takes as long.
@@ -39,22 +39,66 @@ struct Side {
 /// # Safety
 ///
 /// As [`overlap`]; the CPU has AVX-512.
-pub(crate) unsafe fn overlap_narrow(o: &Overlap<f32>) {
+pub(crate) unsafe fn overlap_narrow(o: &Overlap<f32>) -> bool {
     let [rows, columns] = o.tiles;
     let registers = ((rows + 1) * (columns + 1)).div_ceil(LANES);
     // SAFETY: the same contract.
     unsafe {
         if columns <= MOST_COLUMNS && registers <= MOST_REGISTERS && o.strides[3] == 1 {
+            let finite = transform(o);
             images(o, registers);
+            finite
         } else {
-            overlap::<f32, Avx512>(o);
+            overlap::<f32, Avx512>(o)
         }
+    }
+}
+
+/// Transforms sums in place, and says whether all of them are finite.
+///
+/// # Safety
+///
+/// As [`overlap_narrow`].
+unsafe fn transform(o: &Overlap<f32>) -> bool {
+    // SAFETY: the caller vouches for the CPU.
+    Simd::vectorize(unsafe { Avx512::token() }, Additions(o))
+}
+
+struct Additions<'a>(&'a Overlap<f32>);
+
+impl WithSimd for Additions<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> bool {
+        let o = self.0;
+        let zero = f32::splat(simd, 0.0);
+        // Zero times what is not finite is not a number, and stays none.
+        let mut finite = zero;
+        for r in 0..o.channels {
+            for n in (0..o.len).step_by(f32::lanes::<S>()) {
+                // SAFETY: `overlap`'s contract covers every position.
+                unsafe {
+                    let first = o.from.add(r * o.from_channel + n);
+                    let at = |i: usize, j: usize| first.add((i * SIDE + j) * o.position);
+                    let sum = |i, j| f32::load::<S>(at(i, j));
+                    let rows = both_ways::<f32, S, SIDE>(simd, sum, addition::<f32, S>);
+                    for i in 0..SIDE {
+                        for j in 0..SIDE {
+                            finite = <f32 as Vector>::mul_add(simd, rows[i][j], zero, finite);
+                            f32::store::<S>(at(i, j), rows[i][j]);
+                        }
+                    }
+                }
+            }
+        }
+        f32::sum_lanes(simd, finite) == 0.0
     }
 }
 
 /// # Safety
 ///
-/// As [`overlap_narrow`], for images of so many registers of blocks, whose output columns follow each other.
+/// As [`overlap_narrow`], for transformed sums and images of so many registers of blocks, whose output columns follow each other.
 #[target_feature(enable = "avx512f")]
 unsafe fn images(o: &Overlap<f32>, registers: usize) {
     let [rows, columns] = o.tiles;
@@ -64,7 +108,8 @@ unsafe fn images(o: &Overlap<f32>, registers: usize) {
     let end = (o.size[1] as isize - o.first[1]).clamp(0, pitch as isize) as usize;
     let skipped = (-o.first[1]).clamp(0, end as isize) as usize;
     let kept = first_lanes(end - skipped);
-    let out = o.out.wrapping_offset(o.first[1] + skipped as isize);
+    let first = [o.first[0].max(0) as usize * row, o.first[1].max(0) as usize];
+    let out = o.out.wrapping_add(first[0] + first[1]);
     // The rows of the output, counted from where position 0 of the first tile adds.
     let last = (o.size[0] as isize - o.first[0]).min((OUTPUTS * (rows + 1)) as isize);
     let places = (-o.first[0]).max(0) as usize..last.max(0) as usize;
@@ -73,12 +118,9 @@ unsafe fn images(o: &Overlap<f32>, registers: usize) {
     // The upper and the lower outputs of all blocks of an image.
     let mut sums = [[0.0f32; OUTPUTS * LANES * (MOST_REGISTERS + 1)]; OUTPUTS];
     for r in 0..o.channels {
-        let (onto, bias) = match o.onto {
-            Onto::Output => (true, zero),
-            Onto::Nothing => (false, zero),
-            // SAFETY: there is one for each channel.
-            Onto::Bias(bias) => (false, _mm512_set1_ps(unsafe { *bias.add(r) })),
-        };
+        // SAFETY: there is a bias for each channel.
+        let (bias, onto) = unsafe { o.added(r) };
+        let bias = _mm512_set1_ps(bias);
         for n in 0..o.images {
             let from = o.from.wrapping_add(r * o.from_channel + n * rows * columns);
             for (register, [here, left, above, above_left]) in met[..registers].iter().enumerate() {

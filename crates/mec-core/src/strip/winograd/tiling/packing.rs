@@ -27,20 +27,20 @@ impl Tiling {
         panel: *mut T,
     ) {
         let len = source.channels * strip.width;
-        if self.first_output.is_none() {
+        if self.additions.is_none() {
             // SAFETY: the same contract.
             if unsafe { self.gather_tiles(kernel, strip, source, panel) } {
                 return;
             }
             if strip.runs().iter().map(|run| run.tiles).sum::<usize>() < strip.width {
                 // SAFETY: the caller vouches for the room.
-                unsafe { panel.write_bytes(0, self.places_len(len, GAP)) };
+                unsafe { panel.write_bytes(0, self.inputs.len(len, GAP)) };
             }
             let (h, w) = (&self.height, &self.width);
             let mut places = [[0; POSITIONS]; MAX_PIECES];
             for (number, (rows, columns)) in self.pieces().enumerate() {
                 let index = h.number(rows) * w.count + w.number(columns);
-                places[index] = self.places(number, len, GAP);
+                places[index] = self.inputs.places(number, len, GAP);
             }
             let places = &places[..self.count()];
             let most = if self.count() > 1 { BLOCK } else { source.channels };
@@ -56,8 +56,7 @@ impl Tiling {
             }
             return;
         }
-        // Tiles of inputs have one piece.
-        let places = self.places(0, len, GAP);
+        let places = self.inputs.starts(len, GAP);
         let taps = [self.height.pieces[0].taps, self.width.pieces[0].taps];
         // SAFETY: the same contract; then every lane of every channel has been written.
         unsafe {
@@ -174,7 +173,7 @@ impl Tiling {
                             channels: source.channels,
                             to: panel.wrapping_add(register),
                             width: strip.width,
-                            places: &self.places(place, source.channels * strip.width, GAP),
+                            places: &self.inputs.places(place, source.channels * strip.width, GAP),
                         },
                     });
                 }
@@ -242,7 +241,7 @@ impl Tiling {
                         channels: source.channels,
                         to: panel.wrapping_add(register.start),
                         width: strip.width,
-                        places: &self.places(place, len, GAP),
+                        places: &self.inputs.places(place, len, GAP),
                     },
                 });
             }
