@@ -175,6 +175,7 @@ impl Work {
         let forward = || Correlation::forward(g, layout.rows_join, kernel.lanes);
         let gradient =
             |apart| Correlation::input_gradient(g, layout.rows_join, kernel.lanes, apart);
+        let strip = kernel.vectors * kernel.lanes;
         let general = || match pass {
             Pass::WeightGradient => {
                 let joined = layout.rows_join && layout.columns_join;
@@ -183,14 +184,21 @@ impl Work {
             Pass::InputGradient => {
                 let apart = || gradient(true);
                 let to_space = Correlation::input_gradient_to_space(g);
-                let (correlations, apart) = (gradient(false), (apart, to_space));
-                Self::correlations(kernel, pass, &correlations, apart, settings, threads)
+                let (joint, apart) = (gradient(false), (apart, to_space));
+                let joint: Vec<_> = joint.into_iter().flat_map(|c| c.in_rows(strip)).collect();
+                Self::correlations(kernel, pass, &joint, apart, settings, threads)
             }
             _ => {
                 let c = forward();
-                let rows = c.in_rows(kernel.vectors * kernel.lanes);
                 let apart = || vec![c];
-                Self::correlations(kernel, pass, &rows, (apart, None), settings, threads)
+                Self::correlations(
+                    kernel,
+                    pass,
+                    &c.in_rows(strip),
+                    (apart, None),
+                    settings,
+                    threads,
+                )
             }
         };
         let special = match pass {
