@@ -16,7 +16,7 @@ use super::engine::Operands;
 use super::panel::Source;
 use super::positions::Positions;
 use super::workers::for_each_worker;
-use crate::kernel::{Kernel, LINE, Onto, Tap, Tile, Vector};
+use crate::kernel::{Kernel, LINE, MAX_CHANNELS, Onto, Tap, Tile, Vector};
 use crate::plan::Piece;
 
 /// Most elements that are summed for an output: beyond, multiplying takes longer than writing.
@@ -146,55 +146,73 @@ impl Stream {
         let positions = rows.len() * columns.len();
         let registers = kernel.vectors.min(positions / kernel.lanes);
         let window = registers * kernel.lanes;
-        // A store across two lines takes twice the time: windows begin where lines do, if they do so in all channels.
-        let lines_join = (output * size_of::<T>()).is_multiple_of(LINE);
-        let begin = o.y.wrapping_add(first).addr();
-        let to_line = (begin.next_multiple_of(LINE) - begin) / size_of::<T>();
-        let head = if lines_join { to_line % window } else { 0 };
-        let tail = (positions - head) % window;
         let weight_step = Tap::weight_step(taps);
+        let apart = self.alike(kernel, c, output);
         // SAFETY: the caller vouches for the tensors; a window ends where the panel does at the latest.
         unsafe {
             self.positions.pack(kernel, c, &place, &source, panel);
-            for outputs in kernel.tile_ranges(0..c.outputs) {
-                let channel = group * c.outputs + outputs.start;
-                let weight = group as isize * o.weight_strides[0]
-                    + outputs.start as isize * o.weight_strides[1];
-                let out = o.y.add(channel * output + first);
-                let windows = |at: usize, rows: usize| Tile {
-                    panel: panel.wrapping_add(at).cast_const(),
-                    panel_channel: self.positions.channel_len(),
-                    weight: o.weight.wrapping_offset(weight),
-                    weight_channel: o.weight_strides[2],
-                    weight_output: o.weight_strides[1],
-                    weight_step,
-                    channels: c.channels,
-                    taps,
-                    out: [0, 1, 2].map(|v| out.wrapping_add(at + v * kernel.lanes)),
-                    out_channel: output,
-                    outputs: outputs.len(),
-                    onto: if o.bias.is_null() {
-                        Onto::Nothing
-                    } else {
-                        Onto::Bias(o.bias.wrapping_add(channel))
-                    },
-                    rows,
-                    panel_row: window,
-                    out_row: window,
-                };
-                // What is left before and behind is covered by windows of fewer registers, which reach into others and store
-                // the same values there.
-                if head > 0 {
-                    kernel.tile(head.div_ceil(kernel.lanes), &windows(0, 1));
-                }
-                if positions - head >= window {
-                    kernel.tile(registers, &windows(head, (positions - head) / window));
-                }
-                if tail > 0 {
-                    let registers = tail.div_ceil(kernel.lanes);
-                    kernel.tile(registers, &windows(positions - registers * kernel.lanes, 1));
+            for class in 0..apart {
+                let from = group * c.outputs + class;
+                // A store across two lines takes twice the time: windows begin where lines do.
+                let begin = o.y.wrapping_add(from * output + first).addr();
+                let to_line = (begin.next_multiple_of(LINE) - begin) / size_of::<T>();
+                let lines_join = (apart * output * size_of::<T>()).is_multiple_of(LINE);
+                let head = if lines_join { to_line % window } else { 0 };
+                let tail = (positions - head) % window;
+                for outputs in kernel.tile_ranges(0..(c.outputs - class).div_ceil(apart)) {
+                    let in_group = class + outputs.start * apart;
+                    let channel = group * c.outputs + in_group;
+                    let weight = group as isize * o.weight_strides[0]
+                        + in_group as isize * o.weight_strides[1];
+                    let out = o.y.add(channel * output + first);
+                    let mut bias = [T::ZERO; MAX_CHANNELS];
+                    if !o.bias.is_null() {
+                        for (r, value) in bias[..outputs.len()].iter_mut().enumerate() {
+                            *value = *o.bias.add(channel + r * apart);
+                        }
+                    }
+                    let windows = |at: usize, rows: usize| Tile {
+                        panel: panel.wrapping_add(at).cast_const(),
+                        panel_channel: self.positions.channel_len(),
+                        weight: o.weight.wrapping_offset(weight),
+                        weight_channel: o.weight_strides[2],
+                        weight_output: apart as isize * o.weight_strides[1],
+                        weight_step,
+                        channels: c.channels,
+                        taps,
+                        out: [0, 1, 2].map(|v| out.wrapping_add(at + v * kernel.lanes)),
+                        out_channel: apart * output,
+                        outputs: outputs.len(),
+                        onto: match o.bias.is_null() {
+                            true => Onto::Nothing,
+                            false => Onto::Bias(bias.as_ptr()),
+                        },
+                        rows,
+                        panel_row: window,
+                        out_row: window,
+                    };
+                    // What is left before and behind is covered by windows of fewer registers, which reach into others and
+                    // store the same values there.
+                    if head > 0 {
+                        kernel.tile(head.div_ceil(kernel.lanes), &windows(0, 1));
+                    }
+                    if positions - head >= window {
+                        kernel.tile(registers, &windows(head, (positions - head) / window));
+                    }
+                    if tail > 0 {
+                        let registers = tail.div_ceil(kernel.lanes);
+                        kernel.tile(registers, &windows(positions - registers * kernel.lanes, 1));
+                    }
                 }
             }
         }
+    }
+
+    /// How many output channels, `output` elements each, it is from one to the next that begins alike in a line: tiles are
+    /// of such, if there are enough to fill one. One otherwise.
+    fn alike<T: Vector>(&self, kernel: &Kernel<T>, c: &Correlation, output: usize) -> usize {
+        let apart = (1..=LINE / size_of::<T>())
+            .find(|apart| (apart * output * size_of::<T>()).is_multiple_of(LINE));
+        apart.filter(|apart| c.outputs >= apart * kernel.channels).unwrap_or(1)
     }
 }

@@ -281,6 +281,12 @@ fn blocks() -> Vec<Problem> {
         problem("channels 260 to 9, strided", [1, 260, 5, 4], [9, 260, 3, 2]).stride(2, 2).same(1),
         problem("channels 600 to 17, 2x2", [1, 600, 3, 2], [17, 600, 2, 2]),
         problem("channels 1030 to 3", [1, 1030, 2, 2], [3, 1030, 1, 2]),
+        // Streams of output whose channels begin differently in a line, and rows of a strip's width with a rest.
+        problem("few channels, planes alike by fours", [2, 3, 24, 24], [37, 3, 3, 3]),
+        problem("few channels, planes alike by twos, groups", [2, 4, 14, 12], [70, 2, 3, 3])
+            .groups(2)
+            .same(1),
+        problem("1x1, many rows of a strip's width", [2, 9, 29, 30], [11, 9, 1, 1]),
         // So few positions that the elements of a sum lie in the lanes: several blocks, groups, every way to pack.
         problem("few positions, blocks of channels", [1, 150, 2, 2], [19, 150, 3, 3]).same(1),
         problem("few positions, groups", [2, 80, 3, 3], [26, 40, 3, 3]).groups(2),
@@ -299,7 +305,7 @@ fn blocks() -> Vec<Problem> {
         problem("channels 400 to 5, padded by 2", [2, 400, 9, 10], [5, 400, 3, 3]).same(2),
         // The same of larger kernels, of which no piece reaches all of it.
         problem("5x5, padded by 4", [3, 9, 7, 8], [11, 9, 5, 5]).same(4),
-        problem("5x5, channels 6 to 150, groups", [2, 12, 11, 13], [300, 6, 5, 5]).groups(2),
+        problem("5x5, channels 6 to 150, groups", [2, 12, 10, 12], [300, 6, 5, 5]).groups(2),
         problem("7x4, padded by 1 and 0", [2, 5, 13, 11], [17, 5, 7, 4]).pad((1, 0), (0, 1)),
         problem("channels 2 to 420, strided", [1, 2, 17, 17], [420, 2, 5, 5]).stride(2, 2),
         // Panels of consecutive positions: of rows, of columns, of images, in blocks of channels.
