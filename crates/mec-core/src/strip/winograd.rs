@@ -84,7 +84,7 @@ const INPUT: f64 = 5.6;
 /// Transforming the weights of one position, piece, channel and output.
 const WEIGHT: f64 = 0.45;
 /// The same in the input gradient, whose channels are the tensor's outputs: their weights lie far apart.
-const FAR_WEIGHT: f64 = 0.9;
+const FAR_WEIGHT: f64 = 1.4;
 /// Transforming a register of tiles of one output.
 const OUTPUT: f64 = 50.0;
 /// Storing both rows of outputs of one run of tiles: narrow images have several in a register.
@@ -103,6 +103,12 @@ const FREE_BYTES: usize = 384 << 10;
 /// 24 MB forward at 0.2, 0.3 and 0.4, to 50 without it, and the times differ by less than the noise; to 39, 35 and 29, or
 /// 47, in the input gradient, which takes 1.06 times as long.
 const PRICE: f64 = 0.4;
+/// The same where tiles are of inputs.
+const WHOLE_PRICE: f64 = 0.6;
+/// Most bytes of a panel of whole images, with what it is multiplied with, for kernels of several pieces. With all there is,
+/// and [`PRICE`], cv5's and cv6's input gradients are 1.1 times as fast, but the catalogue's workspace sums to 32 MB; with 40 KiB
+/// less, cv5's tiles are of outputs.
+const MOST_BYTES_IN_PIECES: usize = 560 << 10;
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);
@@ -201,6 +207,8 @@ impl Winograd {
         let registers = tiling.tiles.div_ceil(size.lanes);
         let strips = registers.div_ceil(size.vectors);
         let whole_images = tiling.additions.is_some();
+        let in_pieces = whole_images && tiling.count() > 1;
+        let limit = if in_pieces { limit.min(MOST_BYTES_IN_PIECES) } else { limit };
         let mut plan = Self {
             tiling,
             units: if whole_images { c.batch } else { strips },
@@ -255,7 +263,8 @@ impl Winograd {
     /// What its time is multiplied with when plans of different workspace are compared.
     fn price(&self, size: TileSize) -> f64 {
         let beyond = self.worker_bytes(size).saturating_sub(FREE_BYTES);
-        1.0 + PRICE * beyond as f64 / WORKSPACE_PER_THREAD as f64
+        let price = if self.whole_images() { WHOLE_PRICE } else { PRICE };
+        1.0 + price * beyond as f64 / WORKSPACE_PER_THREAD as f64
     }
 
     /// Bytes of workspace for each thread.
@@ -267,11 +276,11 @@ impl Winograd {
     fn most_units(&self, size: TileSize, limit: usize) -> usize {
         let held = |beside: usize| (limit / size.bytes).saturating_sub(beside);
         if self.whole_images() {
-            let strip = self.strip_len() + self.strip_sums_len();
-            let strips = held(self.weights_len() + POSITIONS * GAP) / strip;
-            strips * self.vectors * self.lanes / self.tiling.image_tiles()
+            let register = self.strip_offset(0, self.lanes) + POSITIONS * self.outputs * self.lanes;
+            let registers = held(self.weights_len() + POSITIONS * GAP) / register;
+            registers * self.lanes / self.tiling.image_tiles()
         } else {
-            held(self.beside_len()) / self.strip_len()
+            held(self.beside_len()) / self.strip_offset(1, self.vectors * self.lanes)
         }
     }
 
@@ -378,9 +387,9 @@ impl Winograd {
         registers as f64 * register + transforms as f64 * task
     }
 
-    /// Elements of a strip of a panel.
-    fn strip_len(&self) -> usize {
-        self.tiling.inputs.len(self.channels * self.vectors * self.lanes, GAP)
+    /// Where strip number `strip` begins in a panel, in elements, if its first lane is number `lane` of the panel.
+    fn strip_offset(&self, strip: usize, lane: usize) -> usize {
+        self.tiling.inputs.count() * self.channels * lane + strip * POSITIONS * GAP
     }
 
     /// Elements from an output's transformed weights to the next's.
@@ -399,17 +408,13 @@ impl Winograd {
         self.kept * self.tile_weights_len()
     }
 
-    /// Elements of the sums of a strip of some outputs.
-    fn strip_sums_len(&self) -> usize {
-        POSITIONS * self.outputs * self.vectors * self.lanes
-    }
-
     /// Elements of the sums that are held: a strip's or, where tiles are of inputs, a panel's.
     fn sums_len(&self) -> usize {
-        match self.whole_images() {
-            true => POSITIONS * GAP + self.panel_strips() * self.strip_sums_len(),
-            false => self.strip_sums_len(),
-        }
+        let (registers, gap) = match self.whole_images() {
+            true => (self.panel_registers(), GAP),
+            false => (self.vectors, 0),
+        };
+        POSITIONS * (self.outputs * registers * self.lanes + gap)
     }
 
     /// Elements of a strip's outputs, where they do not go straight to their places.
@@ -450,7 +455,8 @@ impl Winograd {
 
     /// Elements of workspace for each thread.
     pub fn workspace_len(&self) -> usize {
-        self.beside_len() + self.panel_strips() * self.strip_len()
+        self.beside_len()
+            + self.strip_offset(self.panel_strips(), self.panel_registers() * self.lanes)
     }
 
     /// Independent pieces of work.

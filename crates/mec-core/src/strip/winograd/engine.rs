@@ -202,7 +202,7 @@ impl<T: Vector> Worker<'_, T> {
             let width = vectors * plan.lanes;
             let first = tiles.start + lane;
             let strip = plan.tiling.strip(first..(first + width).min(tiles.end), width);
-            let panel = self.panel(self.strips.len());
+            let panel = self.panel(self.strips.len(), lane);
             // SAFETY: the caller vouches for the tensors, the plan for the room.
             unsafe { plan.tiling.pack(self.kernel, &strip, source, panel) };
             let runs = match plan.whole_images() {
@@ -213,9 +213,9 @@ impl<T: Vector> Worker<'_, T> {
         }
     }
 
-    /// Where strip number `place` of the panel is kept.
-    fn panel(&self, place: usize) -> *mut T {
-        self.memory.wrapping_add(self.plan.beside_len() + place * self.plan.strip_len())
+    /// Where strip number `place` of the panel is kept, whose first lane is number `lane`.
+    fn panel(&self, place: usize, lane: usize) -> *mut T {
+        self.memory.wrapping_add(self.plan.beside_len() + self.plan.strip_offset(place, lane))
     }
 
     /// Transforms the weights of some output channels.
@@ -265,7 +265,7 @@ impl<T: Vector> Worker<'_, T> {
         let sums = self.memory.wrapping_add(plan.weights_len());
         if plan.whole_images() {
             // A panel's strips lie beside each other.
-            let width = plan.panel_strips() * plan.vectors * plan.lanes;
+            let width = plan.panel_registers() * plan.lanes;
             (sums.wrapping_add(strip.lane), plan.outputs * width + GAP, width)
         } else {
             let width = strip.vectors * plan.lanes;
@@ -297,7 +297,7 @@ impl<T: Vector> Worker<'_, T> {
                     strip.vectors,
                     &Multiply {
                         channels: &products.channels,
-                        inputs: self.panel(place),
+                        inputs: self.panel(place, strip.lane),
                         input_places: &input_places,
                         input_channel: width,
                         weights: weights.add(tile.start * plan.weights_pitch()),
