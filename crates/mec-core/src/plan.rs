@@ -197,8 +197,15 @@ mod tests {
         let [height, width] = rows.output;
         assert_eq!([height, width], [15 * 15 / width, width], "{odd:?}");
         assert_eq!(rest.output, [1, 15 * 15 % width], "{odd:?}");
-        let rows = plan([4, 16, 15, 15], [32, 16, 1, 1], 1, Pass::InputGradient);
-        assert_eq!(rows.pieces[0].output, [1, 15 * 15]);
+        // The input gradient of many images likewise; of few positions it is one row.
+        let gradient = |shape| plan(shape, [32, 16, 1, 1], 1, Pass::InputGradient);
+        let many = gradient([40, 16, 15, 15]).pieces;
+        assert_eq!(
+            many.iter().map(|piece| piece.output).collect::<Vec<_>>(),
+            [rows.output, rest.output]
+        );
+        let few = gradient([1, 16, 5, 5]).pieces;
+        assert_eq!((few.len(), few[0].output), (1, [1, 5 * 5]));
         let even = plan([4, 16, 48, 48], [32, 16, 1, 1], 1, Pass::Forward).pieces[0];
         assert_eq!(even.output[0] * even.output[1], 48 * 48);
         assert!(even.output[1] < 49 && even.planes == 1, "{even:?}");
