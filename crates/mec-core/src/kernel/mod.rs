@@ -41,7 +41,7 @@ pub(crate) use transpose::Transpose;
 pub(crate) use winograd::{
     Accumulate, InputAxis, InputPiece, KernelPiece, Multiply, OUTPUTS, Overlap, POSITIONS,
     PackTiles, Places, SIDE, TransformGradients, TransformOutputs, TransformSums, TransformTiles,
-    TransformWeights, Winograd, product_positions, taps_before,
+    TransformWeights, Winograd, has_product, product_positions, taps_before,
 };
 
 use simd::Isa;

@@ -113,10 +113,13 @@ fn emulates_fma<S: Simd>() -> bool {
 }
 
 /// Whether `S` is AVX-512.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn is_avx512<S: Simd>() -> bool {
-    TypeId::of::<S>() == TypeId::of::<pulp::x86::V4>()
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = pulp::x86::V4;
+    #[cfg(not(target_arch = "x86_64"))]
+    type Avx512 = ();
+    TypeId::of::<S>() == TypeId::of::<Avx512>()
 }
 
 /// Writes the first `count` lanes by halves: at most three stores of fixed sizes. A copy of a size that

@@ -60,7 +60,7 @@ pub(crate) const fn product_positions(taps: usize) -> Range<usize> {
 
 /// Whether a piece of some kernel rows and columns has a product at row `i` and column `j` of positions.
 #[inline(always)]
-fn has_product([rows, columns]: [usize; 2], i: usize, j: usize) -> bool {
+pub(crate) fn has_product([rows, columns]: [usize; 2], i: usize, j: usize) -> bool {
     product_positions(rows).contains(&i) && product_positions(columns).contains(&j)
 }
 

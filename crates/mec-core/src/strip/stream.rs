@@ -147,7 +147,7 @@ impl Stream {
         let registers = kernel.vectors.min(positions / kernel.lanes);
         let window = registers * kernel.lanes;
         let weight_step = Tap::weight_step(taps);
-        let apart = self.alike(kernel, c, output);
+        let apart = alike(kernel, c, output);
         // SAFETY: the caller vouches for the tensors; a window ends where the panel does at the latest.
         unsafe {
             self.positions.pack(kernel, c, &place, &source, panel);
@@ -207,12 +207,12 @@ impl Stream {
             }
         }
     }
+}
 
-    /// How many output channels, `output` elements each, it is from one to the next that begins alike in a line: tiles are
-    /// of such, if there are enough to fill one. One otherwise.
-    fn alike<T: Vector>(&self, kernel: &Kernel<T>, c: &Correlation, output: usize) -> usize {
-        let apart = (1..=LINE / size_of::<T>())
-            .find(|apart| (apart * output * size_of::<T>()).is_multiple_of(LINE));
-        apart.filter(|apart| c.outputs >= apart * kernel.channels).unwrap_or(1)
-    }
+/// How many output channels, `output` elements each, it is from one to the next that begins alike in a line: tiles are of
+/// such, if there are enough to fill one. One otherwise.
+fn alike<T: Vector>(kernel: &Kernel<T>, c: &Correlation, output: usize) -> usize {
+    let apart = (1..=LINE / size_of::<T>())
+        .find(|apart| (apart * output * size_of::<T>()).is_multiple_of(LINE));
+    apart.filter(|apart| c.outputs >= apart * kernel.channels).unwrap_or(1)
 }

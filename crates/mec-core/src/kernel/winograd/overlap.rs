@@ -26,8 +26,6 @@ pub(crate) struct Overlap<T> {
     pub position: usize,
     /// Elements from a channel to the next.
     pub from_channel: usize,
-    /// Elements of a channel at each position, in whole registers.
-    pub len: usize,
     /// Rows and columns of the tiles of an image.
     pub tiles: [usize; 2],
     /// Images.
@@ -169,12 +167,11 @@ impl<T: Vector> Overlap<T> {
                     let mut held = [[constant; OUTPUTS]; OUTPUTS];
                     for y in 0..OUTPUTS {
                         if let Some(q) = self.row(p, y).filter(|_| direct && onto) {
-                            let from = out.wrapping_add(q * row);
-                            // SAFETY: the caller vouches for the outputs.
-                            unsafe {
-                                held[y][0] = T::load_masked(simd, from, kept.masks[0]);
-                                let from = from.wrapping_add(lanes);
-                                held[y][1] = T::load_masked(simd, from, kept.masks[1]);
+                            for half in 0..OUTPUTS {
+                                let from = out.wrapping_add(q * row + half * lanes);
+                                // SAFETY: the caller vouches for the outputs.
+                                held[y][half] =
+                                    unsafe { T::load_masked(simd, from, kept.masks[half]) };
                             }
                         }
                     }
@@ -205,18 +202,21 @@ impl<T: Vector> Overlap<T> {
                     }
                     for y in 0..OUTPUTS {
                         // Zero times what is not finite is not a number, and stays none.
-                        *finite = T::mul_add(simd, upper[y][0], zero, *finite);
-                        *finite = T::mul_add(simd, upper[y][1], zero, *finite);
+                        for x in 0..OUTPUTS {
+                            *finite = T::mul_add(simd, upper[y][x], zero, *finite);
+                        }
                         let Some(q) = self.row(p, y) else { continue };
                         let values = T::in_turns::<S>(upper[y][0], upper[y][1]);
                         let to = out.wrapping_add(q * row);
                         // SAFETY: the caller vouches for the outputs.
                         unsafe {
                             if direct {
-                                let value = T::sum(simd, values[0], these[y][0]);
-                                T::store_masked(simd, to, kept.masks[0], value);
-                                let value = T::sum(simd, values[1], these[y][1]);
-                                T::store_masked(simd, to.add(lanes), kept.masks[1], value);
+                                for half in 0..OUTPUTS {
+                                    // Beyond the output where no lane of it is kept.
+                                    let to = to.wrapping_add(half * lanes);
+                                    let value = T::sum(simd, values[half], these[y][half]);
+                                    T::store_masked(simd, to, kept.masks[half], value);
+                                }
                             } else {
                                 self.store(simd, values, (bias, onto), kept.these.clone(), to);
                             }
@@ -313,9 +313,8 @@ pub(crate) unsafe fn transform_tiles<T: Vector, I: Isa>(t: &TransformTiles<T>) {
 ///
 /// # Safety
 ///
-/// The CPU has `I`; `len` elements, in whole registers, can be read and written of each channel at each position, which has
-/// all tiles of `images`, every output of which can be written (onto the output: read too); a bias has `channels`
-/// elements.
+/// The CPU has `I`; all tiles of `images`, in whole registers, can be read and written of each channel at each position; every
+/// output of theirs can be written (onto the output: read too); a bias has `channels` elements.
 pub(crate) unsafe fn overlap<T: Vector, I: Isa>(o: &Overlap<T>) -> bool {
     // SAFETY: the caller vouches for the CPU.
     unsafe { I::token() }.vectorize(Add(o))
@@ -350,8 +349,7 @@ mod tests {
         const IMAGES: usize = 2;
         const CHANNELS: usize = 3;
         let tiles = IMAGES * rows * columns;
-        let len = tiles.next_multiple_of(kernel.lanes);
-        let from_channel = len + 1;
+        let from_channel = tiles.next_multiple_of(kernel.lanes) + 1;
         let position = CHANNELS * from_channel + 5;
         // Integers, so that every order gives the same sum; those of no tile may be anything but not infinite.
         let mut from: Vec<f32> = (0..position * SIDE * SIDE).map(|i| (i * 7 % 31) as f32).collect();
@@ -367,7 +365,6 @@ mod tests {
                 from: sums.as_mut_ptr(),
                 position,
                 from_channel,
-                len,
                 tiles: [rows, columns],
                 images: IMAGES,
                 channels: CHANNELS,

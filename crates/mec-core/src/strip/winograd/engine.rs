@@ -409,7 +409,6 @@ impl<T: Vector> Worker<'_, T> {
                 from: sums,
                 position,
                 from_channel,
-                len: self.strips.iter().map(|strip| strip.vectors * plan.lanes).sum(),
                 tiles: [plan.tiling.height.tiles, plan.tiling.width.tiles],
                 images: images.len(),
                 channels: outputs.len(),

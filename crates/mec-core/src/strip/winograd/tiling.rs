@@ -3,7 +3,8 @@
 mod packing;
 
 use crate::kernel::{
-    InputPiece, MAX_COLUMNS, OUTPUTS, POSITIONS, Places, SIDE, product_positions, taps_before,
+    InputPiece, MAX_COLUMNS, OUTPUTS, POSITIONS, Places, SIDE, has_product, product_positions,
+    taps_before,
 };
 use crate::plan::Piece as Shown;
 use crate::strip::correlation::{Correlation, Reach};
@@ -389,9 +390,8 @@ impl Tiling {
         channels: usize,
     ) -> [usize; POSITIONS] {
         std::array::from_fn(|position| {
-            let has = product_positions(rows.taps).contains(&(position / SIDE))
-                && product_positions(columns.taps).contains(&(position % SIDE));
-            if has { channels } else { 0 }
+            let taps = [rows.taps, columns.taps];
+            if has_product(taps, position / SIDE, position % SIDE) { channels } else { 0 }
         })
     }
 

@@ -76,7 +76,7 @@ impl WithSimd for Additions<'_> {
         // Zero times what is not finite is not a number, and stays none.
         let mut finite = zero;
         for r in 0..o.channels {
-            for n in (0..o.len).step_by(f32::lanes::<S>()) {
+            for n in (0..o.images * o.tiles[0] * o.tiles[1]).step_by(f32::lanes::<S>()) {
                 // SAFETY: `overlap`'s contract covers every position.
                 unsafe {
                     let first = o.from.add(r * o.from_channel + n);
