@@ -1,5 +1,7 @@
 //! Time by the wall and by the processor.
 
+#[cfg(unix)]
+use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
 /// How long something took.
@@ -24,7 +26,7 @@ pub fn timed<R>(f: impl FnOnce() -> R) -> (R, Took) {
 /// Processor time of this process so far.
 pub fn process_cpu() -> Duration {
     #[cfg(unix)]
-    return read(libc::CLOCK_PROCESS_CPUTIME_ID);
+    return read(ClockId::ProcessCPUTime);
     #[cfg(not(unix))]
     return since_start();
 }
@@ -32,17 +34,14 @@ pub fn process_cpu() -> Duration {
 /// Processor time of this thread so far.
 pub fn thread_cpu() -> Duration {
     #[cfg(unix)]
-    return read(libc::CLOCK_THREAD_CPUTIME_ID);
+    return read(ClockId::ThreadCPUTime);
     #[cfg(not(unix))]
     return since_start();
 }
 
 #[cfg(unix)]
-fn read(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a timespec to write to.
-    let status = unsafe { libc::clock_gettime(clock, &mut time) };
-    assert_eq!(status, 0, "this system does not count processor time");
+fn read(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

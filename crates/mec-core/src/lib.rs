@@ -57,8 +57,10 @@ pub fn instruction_set() -> &'static str {
 /// The output of a convolution, row-major `[batch, channels_out, out_h, out_w]`.
 ///
 /// `x` is `[batch, channels_in, height, width]`, `weight` `[channels_out, channels_in / groups,
-/// kernel_h, kernel_w]`, `bias` `[channels_out]`; the tensors are read where they lie. Runs on the
-/// current rayon pool, with the same result on any number of threads.
+/// kernel_h, kernel_w]`, `bias` `[channels_out]`; the tensors are read where they lie. Called by a
+/// worker of a rayon pool it runs on that pool; any other caller is helped by threads of this crate's own,
+/// with which it makes as many as rayon's global pool has (`RAYON_NUM_THREADS`) and which stay awake
+/// for a fifth of a millisecond after a call. The result is the same on any number of threads.
 ///
 /// ```
 /// use mec_core::{ConvOptions, Geometry, Settings, View, forward};

@@ -6,9 +6,9 @@ use crate::{Algorithm, Element, Error, Footprint, Geometry, Pass, Settings, pape
 
 /// How one pass of a convolution will run: made without running it, and followed when it runs.
 ///
-/// A plan is for contiguous tensors and for the current rayon pool; tensors that lie otherwise may
-/// take another amount, within the same bound. What decides the order of a sum does not depend on the
-/// pool.
+/// A plan is for contiguous tensors and for as many threads as the current rayon pool has; tensors that
+/// lie otherwise may take another amount, within the same bound. What decides the order of a sum does not
+/// depend on the threads.
 ///
 /// ```
 /// use mec_core::{ConvOptions, Geometry, Pass, Plan, Settings, WORKSPACE_PER_THREAD};

@@ -74,6 +74,7 @@ const HUGE_FROM: usize = 4 << 20;
 
 #[cfg(target_os = "linux")]
 fn advise_huge(start: usize, bytes: usize) {
+    use rustix::mm::{Advice, madvise};
     const PAGE: usize = 4096;
     if bytes < HUGE_FROM {
         return;
@@ -81,7 +82,7 @@ fn advise_huge(start: usize, bytes: usize) {
     let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
     // SAFETY: advice on whole pages inside an allocation that we own; its contents are unchanged,
     // and an error leaves things as they were.
-    unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    let _ = unsafe { madvise(first as *mut _, end - first, Advice::LinuxHugepage) };
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -161,7 +161,7 @@ pub(crate) fn tasks(jobs: &[Job]) -> usize {
     jobs.iter().map(|(c, plan)| plan.tasks(c)).sum()
 }
 
-/// Runs all tasks of all jobs, on at most `threads` threads of the current rayon pool.
+/// Runs all tasks of all jobs, on at most `threads` threads.
 ///
 /// # Safety
 ///

@@ -56,7 +56,7 @@ unsafe impl<T: Send + Sync> Send for Operands<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Operands<T> {}
 
-/// Runs all tasks of all jobs, on at most `threads` threads of the current rayon pool.
+/// Runs all tasks of all jobs, on at most `threads` threads.
 ///
 /// # Safety
 ///

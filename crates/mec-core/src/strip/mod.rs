@@ -15,10 +15,12 @@
 
 mod bias_gradient;
 mod buffer;
+mod cores;
 mod correlation;
 mod depthwise;
 mod direct;
 mod engine;
+mod helpers;
 mod panel;
 mod patches;
 mod positions;
@@ -530,7 +532,7 @@ unsafe fn correlate<T: Element>(
                     let run = |operands| winograd::run(kernel, jobs, operands, work.threads);
                     match jobs[..] {
                         [(c, _)] if c.space.is_some() => {
-                            let weights = space::weights(g, &c, weight);
+                            let weights = space::weights(g, &c, weight, work.threads);
                             let weight_strides = space::weight_strides(&c);
                             run(&Operands { weight: weights.as_ptr(), weight_strides, ..operands })
                         }

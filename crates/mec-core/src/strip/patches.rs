@@ -119,7 +119,7 @@ impl Patches {
         }
     }
 
-    /// Runs the plan on at most `threads` threads of the current rayon pool.
+    /// Runs the plan on at most `threads` threads.
     ///
     /// # Safety
     ///

@@ -1,8 +1,9 @@
 //! The weights of a correlation whose channels are dealt to space: all phases of an input gradient at once.
 
 use super::correlation::{Correlation, joint_phases};
+use super::workers::for_each_worker;
 use crate::{Element, Geometry, View};
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// Elements of the weights of `c`: none where the tensor's own serve.
 pub(crate) fn weights_len(c: &Correlation) -> usize {
@@ -15,8 +16,8 @@ pub(crate) fn weight_strides(c: &Correlation) -> [isize; 5] {
     [c.outputs * output, output, c.taps(), c.width.taps, 1].map(|stride| stride as isize)
 }
 
-/// The weights of correlation `c` ([`Correlation::input_gradient_to_space`] of `g`), in row-major order. A tap
-/// that the phase of a computed channel does not have is zero.
+/// The weights of correlation `c` ([`Correlation::input_gradient_to_space`] of `g`), in row-major order, written by at
+/// most `threads` threads. A tap that the phase of a computed channel does not have is zero.
 ///
 /// # Safety
 ///
@@ -25,13 +26,14 @@ pub(crate) unsafe fn weights<T: Element>(
     g: &Geometry,
     c: &Correlation,
     weight: &View<T>,
+    threads: usize,
 ) -> Vec<T> {
     let mut weights = vec![T::ZERO; weights_len(c)];
     let Some(space) = c.space else { return weights };
     let [(_, row_phases, _), (_, column_phases, _)] = [&g.height, &g.width].map(joint_phases);
     let [from_output, from_channel, from_row, from_column] = weight.strides();
     let output_len = c.channels * c.taps();
-    weights.par_chunks_mut(output_len).enumerate().for_each(|(number, output)| {
+    let write = |(number, output): (usize, &mut [T])| {
         let (group, number) = (number / c.outputs, number % c.outputs);
         let (row_phase, rest) = (number / space.row_outputs, number % space.row_outputs);
         let (channel, column_phase) = (rest / space.phases[1], rest % space.phases[1]);
@@ -50,6 +52,11 @@ pub(crate) unsafe fn weights<T: Element>(
                 }
             }
         }
+    };
+    let outputs = Mutex::new(weights.chunks_mut(output_len).enumerate());
+    let next = || outputs.lock().unwrap_or_else(PoisonError::into_inner).next();
+    for_each_worker(threads, c.groups * c.outputs, |numbers| {
+        numbers.map_while(|_| next()).for_each(write);
     });
     weights
 }

@@ -90,7 +90,7 @@ impl Stream {
         self.positions.piece(c, c.channels, self.tasks(c))
     }
 
-    /// Runs the plan on at most `threads` threads of the current rayon pool.
+    /// Runs the plan on at most `threads` threads.
     ///
     /// # Safety
     ///

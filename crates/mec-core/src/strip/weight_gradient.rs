@@ -206,7 +206,7 @@ impl Division {
         part * all / self.parts..(part + 1) * all / self.parts
     }
 
-    /// Runs all tasks on at most `threads` threads of the current rayon pool, each thread with memory of its
+    /// Runs all tasks on at most `threads` threads, each thread with memory of its
     /// own: `sum` for each part of each block, in any order, then `add` in the order of the parts.
     pub fn run<M>(
         &self,
@@ -317,7 +317,7 @@ impl Plain {
         }
     }
 
-    /// Runs the plan on at most `threads` threads of the current rayon pool.
+    /// Runs the plan on at most `threads` threads.
     ///
     /// # Safety
     ///

@@ -1,11 +1,7 @@
 //! Dealing tasks to threads.
 
-use std::hint;
+use super::helpers;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// How often the caller, when its tasks are done, looks whether the other workers' are too before it sleeps until then:
-/// 40 us, about what it takes to wake. Calls of 0.1 to 0.2 ms took 1.03 to 1.1 times as long without (Sapphire Rapids).
-const PATIENCE: usize = 1000;
 
 /// Deals the numbers below `tasks` to at most `threads` workers, each of which takes its numbers from an iterator: a range
 /// of its own in order, and then what is left of the others'. A worker that comes too late is not started, so that it
@@ -41,39 +37,31 @@ pub(crate) fn for_each_worker_in_turns(
     start(threads.min(tasks), next, work);
 }
 
-/// Starts up to so many workers; `next` gives a worker, by its number, its next task.
+/// Starts up to so many workers: threads of the pool that the caller is a worker of, or helpers. `next` gives a worker, by
+/// its number, its next task.
 fn start(
     workers: usize,
     next: impl Fn(usize) -> Option<usize> + Sync,
     work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync,
 ) {
-    let started = AtomicUsize::new(0);
-    let start = || {
-        let worker = started.fetch_add(1, Ordering::Relaxed);
+    let start = |worker| {
         let mut tasks = std::iter::from_fn(|| next(worker));
         if let Some(first) = tasks.next() {
             work(&mut std::iter::once(first).chain(tasks));
         }
     };
-    if workers <= 1 {
-        start();
+    let others = workers.saturating_sub(1);
+    if others == 0 {
+        start(0);
+    } else if rayon::current_thread_index().is_none() {
+        helpers::run(others, &start);
     } else {
-        let working = AtomicUsize::new(0);
+        let (start, begun) = (&start, &AtomicUsize::new(1));
         rayon::in_place_scope(|scope| {
-            for _ in 1..workers {
-                scope.spawn(|_| {
-                    working.fetch_add(1, Ordering::Relaxed);
-                    start();
-                    working.fetch_sub(1, Ordering::Relaxed);
-                });
+            for _ in 0..others {
+                scope.spawn(move |_| start(begun.fetch_add(1, Ordering::Relaxed)));
             }
-            start();
-            for _ in 0..PATIENCE {
-                if working.load(Ordering::Relaxed) == 0 {
-                    break;
-                }
-                hint::spin_loop();
-            }
+            start(0);
         });
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn applies(c: &Correlation) -> bool {
     unit && (c.width.taps - 1) * c.channels <= c.outputs
 }
 
-/// Runs the plan on at most `threads` threads of the current rayon pool.
+/// Runs the plan on at most `threads` threads.
 ///
 /// # Safety
 ///

@@ -21,7 +21,7 @@ use crate::strip::correlation::Correlation;
 use crate::strip::panel::{self, Strip};
 pub(crate) use blocks::Blocks;
 
-/// Runs the plan on at most `threads` threads of the current rayon pool.
+/// Runs the plan on at most `threads` threads.
 ///
 /// # Safety
 ///

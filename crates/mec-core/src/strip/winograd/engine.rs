@@ -14,7 +14,7 @@ use crate::strip::workers::{for_each_worker, locate};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Runs all tasks on at most `threads` threads of the current rayon pool. Whether all results are finite:
+/// Runs all tasks on at most `threads` threads. Whether all results are finite:
 /// where one is not, those beside it may be none either, and the plain correlation must be run instead.
 ///
 /// # Safety

@@ -32,7 +32,7 @@ fn raw_row(tiles: usize, width: usize) -> usize {
     OUTPUTS * tiles * width
 }
 
-/// Runs the plan on at most `threads` threads of the current rayon pool. Whether all of the weight
+/// Runs the plan on at most `threads` threads. Whether all of the weight
 /// gradient is finite: if not, the plain one must be run instead.
 ///
 /// # Safety
