@@ -30,6 +30,9 @@ impl<T: Copy> Workspace<T> {
     }
 }
 
+// SAFETY: it gives its address away and touches nothing behind it.
+unsafe impl<T: Send + Sync> Sync for Workspace<T> {}
+
 impl<T> Drop for Workspace<T> {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.

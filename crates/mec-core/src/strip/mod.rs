@@ -366,7 +366,8 @@ impl Work {
         if let Some(fewer) = &fewer {
             shared += lists;
             let weights: usize = fewer.iter().map(|(c, _)| space::weights_len(c)).sum();
-            takes[1] = (weights * size.bytes, winograd::worker_bytes::<T>(fewer));
+            let all = weights * size.bytes + winograd::shared_bytes::<T>(fewer);
+            takes[1] = (all, winograd::worker_bytes::<T>(fewer));
             tasks = tasks.max(fewer.iter().map(|(c, plan)| plan.tasks(c.groups)).sum());
         }
         let affordable = takes.map(|(all, each)| limit.saturating_sub(shared + all) / each);

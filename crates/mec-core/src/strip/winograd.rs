@@ -3,12 +3,14 @@
 //! ```text
 //! tiles     2 x 2 outputs each, numbered (image, row, column) and dealt to strips, one in a lane
 //! panel     [strip][position][piece][channel][tile]: some strips, some channels
-//! weights   [output channel][position][piece][channel]
+//! weights   [output channel][position][piece][channel]    of a tile of output channels, or kept: of all
+//!
+//! transform the weights, if they are kept                 in parallel, once
 //! task      (group, part of the channels, panel)          in parallel
 //!   for block of input channels
 //!     pack and transform the panel                        once for all output channels of the part
 //!     for tile of output channels
-//!       transform the weights                             once for all strips of the panel
+//!       transform the weights, unless they are kept       once for all strips of the panel
 //!       for strip
 //!         micro-kernel for each of 16 positions           -> sums of products
 //!         transform and store                             -> 2 rows of the output
@@ -37,7 +39,7 @@ mod weight_gradient;
 use super::correlation::Correlation;
 use super::space;
 use super::strips::TileSize;
-use super::{keeps, more_parts, planned};
+use super::{KEPT, more_parts, planned};
 use crate::WORKSPACE_PER_THREAD;
 use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
@@ -63,9 +65,8 @@ pub(crate) struct Winograd {
     channels: usize,
     /// Parts the output channels are divided into, as tasks of their own.
     parts: usize,
-    /// Tiles of output channels whose transformed weights a thread keeps from panel to panel: all of a
-    /// part's, or one.
-    kept: usize,
+    /// Whether the weights are transformed before all panels, for all threads.
+    kept: bool,
     lanes: usize,
     /// Output channels that are multiplied and stored together: those of a tile of the micro-kernel or, where
     /// they are dealt to space, of a row phase.
@@ -83,9 +84,16 @@ const STRIDED_PRODUCT: f64 = 0.8;
 const INPUT: f64 = 5.6;
 /// Transforming the weights of one position, piece, channel and output.
 const WEIGHT: f64 = 0.45;
-/// The same in the input gradient, whose channels are the tensor's outputs: their weights lie far apart. Counted so where
-/// tiles are of inputs alone: everywhere, r2 and c2 gained 1.1 and 1.2, but panels grew to 33 MB.
-const FAR_WEIGHT: f64 = 1.4;
+/// The same in the input gradient, whose channels are the tensor's outputs: their weights lie far apart.
+const FAR_WEIGHT: f64 = 0.9;
+/// The same of [`MANY`] weights: they come from the third-level cache or memory.
+const MANY_FAR_WEIGHT: f64 = 1.4;
+/// Between cv6's, 1.2 million, for which tiles of inputs then were not taken (1.2), and cv12's, 2.4 million, which were
+/// transformed five times as often (0.82 with [`FAR_WEIGHT`]).
+const MANY: usize = 1 << 21;
+/// What packing a weight that lies far apart takes in the plain correlation, in what transforming it to a position does (cv12's
+/// input gradient at batch 1, by this alone 1.7 times as long as by tiles).
+const PLAIN_WEIGHT: f64 = 2.4;
 /// Transforming a register of tiles of one output.
 const OUTPUT: f64 = 50.0;
 /// Storing both rows of outputs of one run of tiles: narrow images have several in a register.
@@ -104,11 +112,11 @@ const FREE_BYTES: usize = 384 << 10;
 /// 24 MB forward at 0.2, 0.3 and 0.4, to 50 without it, and the times differ by less than the noise; to 39, 35 and 29, or
 /// 47, in the input gradient, which takes 1.06 times as long.
 const PRICE: f64 = 0.4;
-/// The same where tiles are of inputs.
+/// The same where tiles are of inputs. With [`PRICE`], cv6's input gradient at batch 32 is 1.15 times as fast, for half a
+/// megabyte that the catalogue's 30 have no room for.
 const WHOLE_PRICE: f64 = 0.6;
-/// Most bytes of a panel of whole images, with what it is multiplied with, for kernels of several pieces. With all there is,
-/// and [`PRICE`], cv5's and cv6's input gradients are 1.1 times as fast, but the catalogue's workspace sums to 32 MB; with 40 KiB
-/// less, cv5's tiles are of outputs.
+/// Most bytes of a panel of whole images, with what it is multiplied with, for kernels of several pieces. With 80 KiB more,
+/// cv5's input gradient is 1.07 times as fast.
 const MOST_BYTES_IN_PIECES: usize = 560 << 10;
 
 /// A correlation with its plan.
@@ -128,8 +136,7 @@ pub(crate) fn jobs(
     // Weights of its own take some of the room.
     let room = |c: &Correlation| limits[1].saturating_sub(space::weights_len(c) * size.bytes);
     let timed = |correlations: &[Correlation], size| {
-        let plan =
-            |c: &Correlation| Winograd::new(c, size, threads, [limits[0].min(room(c)), room(c)]);
+        let plan = |c: &Correlation| Winograd::new(c, size, [limits[0].min(room(c)), room(c)]);
         let jobs = planned(correlations, plan)?;
         Some((jobs.iter().map(|(c, plan)| plan.cycles(c, 1)).sum::<f64>(), jobs))
     };
@@ -154,12 +161,32 @@ fn plain_cycles(c: &Correlation, size: TileSize) -> f64 {
     let products = c.groups * c.outputs * c.channels * c.all_taps();
     let strided = [&c.height, &c.width].iter().any(|axis| axis.step > 1 || axis.out_step > 1);
     let product = if strided { STRIDED_PRODUCT } else { PLAIN_PRODUCT };
-    products as f64 * positions.div_ceil(size.lanes) as f64 * product
+    let weights = if lies_apart(c) { products as f64 * PLAIN_WEIGHT * weight(c) } else { 0.0 };
+    products as f64 * positions.div_ceil(size.lanes) as f64 * product + weights
+}
+
+/// Whether the weights of a channel's outputs lie far apart: in the input gradient, unless they have been rearranged.
+fn lies_apart(c: &Correlation) -> bool {
+    c.height.weight_step < 0 && c.space.is_none()
+}
+
+/// Transforming the weights of one position, piece, channel and output of `c`.
+fn weight(c: &Correlation) -> f64 {
+    match lies_apart(c) {
+        true if c.groups * c.outputs * c.channels * c.all_taps() >= MANY => MANY_FAR_WEIGHT,
+        true => FAR_WEIGHT,
+        false => WEIGHT,
+    }
 }
 
 /// Bytes of the list of so many jobs, and of that of correlations from which it is made.
 pub(crate) fn jobs_bytes(count: usize) -> usize {
     count * (size_of::<Job>() + size_of::<Correlation>())
+}
+
+/// Bytes that [`run`] takes for all threads: the weights that are kept, of one job after the other.
+pub(crate) fn shared_bytes<T>(jobs: &[Job]) -> usize {
+    jobs.iter().map(|(c, plan)| plan.kept_len(c)).max().unwrap_or(0) * size_of::<T>()
 }
 
 /// Bytes that [`run`] takes for each thread.
@@ -170,13 +197,13 @@ pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
 
 impl Winograd {
     /// Plans `c` for one thread: for at most so many bytes of panel and what it is multiplied with, and of workspace
-    /// where it keeps the weights, from panel to panel of one of `threads`.
-    fn new(c: &Correlation, size: TileSize, threads: usize, limits: [usize; 2]) -> Option<Self> {
+    /// where it keeps the weights.
+    fn new(c: &Correlation, size: TileSize, limits: [usize; 2]) -> Option<Self> {
         let tiling = Tiling::new(c)?;
         let of_inputs =
             Tiling::of_inputs(c).filter(|inputs| inputs.tiles < tiling.tiles && c.space.is_none());
-        let best = Self::in_panels(c, tiling, size, threads, limits);
-        match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, threads, limits)) {
+        let best = Self::in_panels(c, tiling, size, limits);
+        match of_inputs.and_then(|tiling| Self::in_panels(c, tiling, size, limits)) {
             Some(other) if best.is_none_or(|best| other.cycles(c, 1) < best.cycles(c, 1)) => {
                 Some(other)
             }
@@ -184,17 +211,13 @@ impl Winograd {
         }
     }
 
-    /// The same that keeps weights, if they are met again and `room` bytes are enough.
-    fn keeping(self, c: &Correlation, size: TileSize, threads: usize, room: usize) -> Option<Self> {
-        let keeping = Self { kept: self.part_tiles(c), ..self };
-        let bytes = keeping.weights_len() * size.bytes;
-        let met_again = keeps(bytes, self.channels == c.channels, self.panels, threads);
-        (met_again && keeping.worker_bytes(size) <= room).then_some(keeping)
-    }
-
-    /// Tiles of output channels of a part, at most.
-    fn part_tiles(&self, c: &Correlation) -> usize {
-        c.outputs.div_ceil(self.parts).div_ceil(self.outputs)
+    /// The same that keeps weights, if panels meet them again and `room` bytes are enough.
+    fn keeping(self, c: &Correlation, size: TileSize, room: usize) -> Option<Self> {
+        let keeping = Self { kept: true, ..self };
+        let bytes = keeping.kept_len(c) * size.bytes;
+        let met_again = self.channels >= c.channels && self.panels > 1;
+        let fits = bytes <= KEPT && bytes + keeping.worker_bytes(size) <= room;
+        (met_again && fits).then_some(keeping)
     }
 
     /// The panels that are soonest with one thread, their workspace counted; `None` if none fits. See [`Winograd::new`].
@@ -202,7 +225,6 @@ impl Winograd {
         c: &Correlation,
         tiling: Tiling,
         size: TileSize,
-        threads: usize,
         [limit, room]: [usize; 2],
     ) -> Option<Self> {
         let registers = tiling.tiles.div_ceil(size.lanes);
@@ -217,7 +239,7 @@ impl Winograd {
             panels: 1,
             channels: c.channels,
             parts: 1,
-            kept: 1,
+            kept: false,
             lanes: size.lanes,
             outputs: c.space.map_or(size.channels, |space| space.row_outputs),
         };
@@ -246,8 +268,8 @@ impl Winograd {
                     }
                     last = units;
                     plan.panels = plan.units.div_ceil(units);
-                    for plan in iter::once(plan).chain(plan.keeping(c, size, threads, room)) {
-                        let score = plan.cycles(c, 1) * plan.price(size);
+                    for plan in iter::once(plan).chain(plan.keeping(c, size, room)) {
+                        let score = plan.cycles(c, 1) * plan.price(c, size);
                         if score < best.0 {
                             best = (score, Some(plan));
                         }
@@ -262,8 +284,10 @@ impl Winograd {
     }
 
     /// What its time is multiplied with when plans of different workspace are compared.
-    fn price(&self, size: TileSize) -> f64 {
-        let beyond = self.worker_bytes(size).saturating_sub(FREE_BYTES);
+    fn price(&self, c: &Correlation, size: TileSize) -> f64 {
+        // Two threads or more share what is kept. How many must not matter: channels of a panel decide the order of sums.
+        let kept = self.kept_len(c) * size.bytes / 2;
+        let beyond = (self.worker_bytes(size) + kept).saturating_sub(FREE_BYTES);
         let price = if self.whole_images() { WHOLE_PRICE } else { PRICE };
         1.0 + price * beyond as f64 / WORKSPACE_PER_THREAD as f64
     }
@@ -324,9 +348,6 @@ impl Winograd {
             let most = if c.space.is_some() { 1 } else { tiles.min(2 * threads) };
             for parts in (1..=most).step_by(threads.div_ceil(8)) {
                 (self.panels, self.parts) = (panels, parts);
-                if self.kept > 1 {
-                    self.kept = self.part_tiles(c);
-                }
                 let cycles = self.cycles(c, threads);
                 // It must be clearly better: panels transform the weights anew, and parts the input, which each thread then
                 // reads from memory (r2's input gradient 1.08 on two threads with 0.9 instead of 0.97, others the same).
@@ -337,7 +358,7 @@ impl Winograd {
         }
         *self = best.1;
         // A thread packs a panel that all parts share once.
-        if self.panels == 1 && self.channels >= c.channels && self.kept == 1 {
+        if self.panels == 1 && self.channels >= c.channels {
             self.parts = more_parts(self.parts, tiles, c.groups, threads);
         }
     }
@@ -370,22 +391,22 @@ impl Winograd {
         let whole = |channels: usize| channels.next_multiple_of(self.lanes);
         let transformed =
             c.channels / self.channels * whole(self.channels) + whole(c.channels % self.channels);
-        // Only there are tiles of inputs fewer.
-        let weight = if self.whole_images() { FAR_WEIGHT } else { WEIGHT };
-        let task = transformed as f64 * products * outputs * weight;
+        let task = transformed as f64 * products * outputs * weight(c);
         let tasks = self.tasks(c.groups).div_ceil(threads);
-        // Kept, they are transformed once for the panels of a part.
-        let transforms = if self.kept > 1 { tasks.div_ceil(self.panels) } else { tasks };
+        let transforms = match self.kept {
+            true => (c.groups * self.parts) as f64 / threads as f64,
+            false => tasks as f64,
+        };
         if threads == 1 {
             // The last panel may have less to do.
             let even = self.units as f64 / self.units.next_multiple_of(self.panels) as f64;
             let registers = self.panel_registers() as f64 * tasks as f64;
-            return (registers * register + task * transforms as f64) * even;
+            return registers * register * even + task * transforms;
         }
         // Of a thread's panels, one after the other, the last ones may be the largest.
         let registers = tasks / self.panels * self.all_registers()
             + tasks % self.panels * self.panel_registers();
-        registers as f64 * register + transforms as f64 * task
+        registers as f64 * register + task * transforms
     }
 
     /// Where strip number `strip` begins in a panel, in elements, if its first lane is number `lane` of the panel.
@@ -399,14 +420,19 @@ impl Winograd {
         self.tiling.weights.len(self.channels, self.lanes)
     }
 
-    /// Elements of the transformed weights of a tile of output channels.
-    fn tile_weights_len(&self) -> usize {
-        self.outputs * self.weights_pitch()
+    /// Elements of a thread's transformed weights: of a tile of output channels.
+    fn weights_len(&self) -> usize {
+        if self.kept { 0 } else { self.outputs * self.weights_pitch() }
     }
 
-    /// Elements of the transformed weights that are kept.
-    fn weights_len(&self) -> usize {
-        self.kept * self.tile_weights_len()
+    /// Elements of the transformed weights that are kept for all threads.
+    fn kept_len(&self, c: &Correlation) -> usize {
+        if self.kept { self.kept_place(c, c.groups, 0) } else { 0 }
+    }
+
+    /// Where the kept weights of an output channel of a group begin.
+    fn kept_place(&self, c: &Correlation, group: usize, output: usize) -> usize {
+        (group * c.outputs + output) * self.weights_pitch()
     }
 
     /// Elements of the sums that are held: a strip's or, where tiles are of inputs, a panel's.

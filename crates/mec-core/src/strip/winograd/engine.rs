@@ -26,6 +26,63 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     operands: &Operands<T>,
     threads: usize,
 ) -> bool {
+    let most = |of: fn(&Correlation, &Winograd) -> usize| {
+        jobs.iter().map(|(c, plan)| of(c, plan)).max().unwrap_or(0)
+    };
+    let len = most(|c, plan| plan.kept_len(c));
+    let kept = (len > 0).then(|| Workspace::new(len));
+    // What is kept is one job's.
+    let together = if kept.is_some() { 1 } else { jobs.len().max(1) };
+    // SAFETY: the caller vouches for the tensors, and there is room for the weights of any job.
+    jobs.chunks(together).all(|jobs| unsafe {
+        if let (Some(kept), [(c, plan)]) = (&kept, jobs) {
+            keep(kernel, c, plan, operands, kept, threads);
+        }
+        run_together(kernel, jobs, operands, kept.as_ref(), threads)
+    })
+}
+
+/// Transforms all weights of a job, if its plan keeps them.
+///
+/// # Safety
+///
+/// As [`run`]; `kept` has room for them.
+unsafe fn keep<T: Vector + Send + Sync>(
+    kernel: &Kernel<T>,
+    c: &Correlation,
+    plan: &Winograd,
+    operands: &Operands<T>,
+    kept: &Workspace<T>,
+    threads: usize,
+) {
+    if !plan.kept {
+        return;
+    }
+    let tiles = c.outputs.div_ceil(plan.outputs);
+    for_each_worker(threads, c.groups * tiles, |numbers| {
+        for number in numbers {
+            let (group, first) = (number / tiles, number % tiles * plan.outputs);
+            let block = Block { group, first: 0, channels: c.channels };
+            let outputs = first..(first + plan.outputs).min(c.outputs);
+            let to = kept.as_ptr().wrapping_add(plan.kept_place(c, group, first));
+            // SAFETY: the caller vouches for the tensors and the room; each tile has its own.
+            unsafe { transform_weights(kernel, plan, operands, &block, &outputs, to) };
+        }
+    });
+}
+
+/// Runs all tasks of jobs whose weights are `kept`, if their plans keep them. Whether all results are finite.
+///
+/// # Safety
+///
+/// As [`run`].
+unsafe fn run_together<T: Vector + Send + Sync>(
+    kernel: &Kernel<T>,
+    jobs: &[Job],
+    operands: &Operands<T>,
+    kept: Option<&Workspace<T>>,
+    threads: usize,
+) -> bool {
     let tasks: usize = jobs.iter().map(|(c, plan)| plan.tasks(c.groups)).sum();
     let most = |of: fn(&Winograd) -> usize| jobs.iter().map(|(_, p)| of(p)).max().unwrap_or(0);
     let finite = AtomicBool::new(true);
@@ -33,14 +90,15 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
         let memory = Workspace::new(most(Winograd::workspace_len));
         let mut strips = Vec::with_capacity(most(Winograd::panel_strips));
         let mut runs = Vec::with_capacity(most(most_runs));
-        let (mut kept, mut held) = (None, None);
+        let mut held = None;
         for number in numbers {
             let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
             let (c, plan) = &jobs[job];
+            let kept = kept.filter(|_| plan.kept).map(|kept| kept.as_ptr().cast_const());
             let (memory, strips, runs) = (memory.as_ptr(), &mut strips, &mut runs);
-            let mut worker = Worker { kernel, c, plan, operands, memory, strips, runs };
+            let mut worker = Worker { kernel, c, plan, operands, kept, memory, strips, runs };
             // SAFETY: the caller vouches for the tensors, the plan for the memory.
-            if !unsafe { worker.task(number, job, &mut kept, &mut held) } {
+            if !unsafe { worker.task(number, job, &mut held) } {
                 finite.store(false, Ordering::Relaxed);
             }
             if !finite.load(Ordering::Relaxed) {
@@ -110,12 +168,61 @@ struct Products {
     weights: Places,
 }
 
+/// Transforms the weights of some output channels.
+///
+/// # Safety
+///
+/// As [`run`].
+unsafe fn transform_weights<T: Vector>(
+    kernel: &Kernel<T>,
+    plan: &Winograd,
+    operands: &Operands<T>,
+    block: &Block,
+    outputs: &Range<usize>,
+    to: *mut T,
+) {
+    let (o, tiling) = (operands, &plan.tiling);
+    let [group, output, channel, row, column] = o.weight_strides;
+    let (h, w) = (&tiling.height, &tiling.width);
+    let from = block.group as isize * group
+        + outputs.start as isize * output
+        + block.first as isize * channel
+        + h.reach.weight_first as isize * row
+        + w.reach.weight_first as isize * column;
+    let mut pieces = List::<_, MAX_PIECES>::new();
+    for (number, (rows, columns)) in tiling.pieces().enumerate() {
+        pieces.push(KernelPiece {
+            first: [rows.tap, columns.tap],
+            taps: [rows.taps, columns.taps],
+            places: tiling.weights.places(number, block.channels, plan.lanes),
+        });
+    }
+    // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not whole
+    // reach into what is written next, or that does not count.
+    unsafe {
+        kernel.winograd.transform_weights(&TransformWeights {
+            from: o.weight.wrapping_offset(from),
+            output,
+            outputs: outputs.len(),
+            steps: [h.reach.weight_step * row, w.reach.weight_step * column],
+            apart: [h.tap_step, w.tap_step],
+            pieces: pieces.as_slice(),
+            channel,
+            channels: block.channels,
+            to,
+            to_output: plan.weights_pitch(),
+        });
+    }
+}
+
 struct Worker<'a, T: Copy + 'static> {
     kernel: &'a Kernel<T>,
     c: &'a Correlation,
     plan: &'a Winograd,
     operands: &'a Operands<T>,
-    /// The panel, transformed weights, sums, outputs.
+    /// All transformed weights, if the plan keeps them.
+    kept: Option<*const T>,
+    /// Transformed weights of a tile of output channels, sums, outputs, the panel.
     memory: *mut T,
     /// The strips of the panel.
     strips: &'a mut Vec<Packed>,
@@ -124,19 +231,12 @@ struct Worker<'a, T: Copy + 'static> {
 }
 
 impl<T: Vector> Worker<'_, T> {
-    /// `kept` is whose transformed weights lie there (job, group, part), if the plan keeps them; `held` which panel is
-    /// packed with all channels (job, group, panel), if one is.
+    /// `held` is which panel is packed with all channels (job, group, panel), if one is.
     ///
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn task(
-        &mut self,
-        number: usize,
-        job: usize,
-        kept: &mut Option<[usize; 3]>,
-        held: &mut Option<[usize; 3]>,
-    ) -> bool {
+    unsafe fn task(&mut self, number: usize, job: usize, held: &mut Option<[usize; 3]>) -> bool {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let (panel, rest) = (number % plan.panels, number / plan.panels);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
@@ -163,16 +263,16 @@ impl<T: Vector> Worker<'_, T> {
                 // SAFETY: the caller vouches for the tensors, the plan for the room.
                 unsafe { self.pack(&source, tiles.clone()) };
             }
-            let known = plan.kept > 1 && *kept == Some([job, group, part]);
-            let tiles = self.kernel.ranges(outputs.clone(), plan.outputs);
-            for (number, tile) in tiles.enumerate() {
-                let place = number % plan.kept * plan.tile_weights_len();
-                let weights = self.memory.wrapping_add(place);
+            for tile in self.kernel.ranges(outputs.clone(), plan.outputs) {
                 // SAFETY: the caller vouches for the tensors; all strips are packed.
                 unsafe {
-                    if !known {
-                        self.weights(&block, &tile, weights);
-                    }
+                    let weights = match self.kept {
+                        Some(kept) => kept.wrapping_add(plan.kept_place(c, group, tile.start)),
+                        None => {
+                            transform_weights(self.kernel, plan, o, &block, &tile, self.memory);
+                            self.memory.cast_const()
+                        }
+                    };
                     if let Some(additions) = &plan.tiling.additions {
                         finite &= self.add(&block, &tile, weights, &units, additions);
                         continue;
@@ -184,7 +284,6 @@ impl<T: Vector> Worker<'_, T> {
                     }
                 }
             }
-            *kept = Some([job, group, part]);
         }
         finite
     }
@@ -216,46 +315,6 @@ impl<T: Vector> Worker<'_, T> {
     /// Where strip number `place` of the panel is kept, whose first lane is number `lane`.
     fn panel(&self, place: usize, lane: usize) -> *mut T {
         self.memory.wrapping_add(self.plan.beside_len() + self.plan.strip_offset(place, lane))
-    }
-
-    /// Transforms the weights of some output channels.
-    ///
-    /// # Safety
-    ///
-    /// As [`run`].
-    unsafe fn weights(&self, block: &Block, outputs: &Range<usize>, to: *mut T) {
-        let (o, plan, tiling) = (self.operands, self.plan, &self.plan.tiling);
-        let [group, output, channel, row, column] = o.weight_strides;
-        let (h, w) = (&tiling.height, &tiling.width);
-        let from = block.group as isize * group
-            + outputs.start as isize * output
-            + block.first as isize * channel
-            + h.reach.weight_first as isize * row
-            + w.reach.weight_first as isize * column;
-        let mut pieces = List::<_, MAX_PIECES>::new();
-        for (number, (rows, columns)) in tiling.pieces().enumerate() {
-            pieces.push(KernelPiece {
-                first: [rows.tap, columns.tap],
-                taps: [rows.taps, columns.taps],
-                places: tiling.weights.places(number, block.channels, plan.lanes),
-            });
-        }
-        // SAFETY: the caller vouches for the weights, the plan for the room; registers that are not whole
-        // reach into what is written next, or that does not count.
-        unsafe {
-            self.kernel.winograd.transform_weights(&TransformWeights {
-                from: o.weight.wrapping_offset(from),
-                output,
-                outputs: outputs.len(),
-                steps: [h.reach.weight_step * row, w.reach.weight_step * column],
-                apart: [h.tap_step, w.tap_step],
-                pieces: pieces.as_slice(),
-                channel,
-                channels: block.channels,
-                to,
-                to_output: plan.weights_pitch(),
-            });
-        }
     }
 
     /// The sums of products: where they are, and from a position's to the next's and an output's to the
