@@ -62,8 +62,8 @@ struct Options {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     let cases = select(&options.layers)?;
-    // The caller takes part, and so is one of the pool's: else one more thread, looking for work, waits for a processor.
-    let mut pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    // As in a user's program, whose main thread is none of the pool's.
+    let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = options.threads {
         pool = pool.num_threads(threads);
     }
@@ -201,7 +201,7 @@ impl Bench<'_> {
         for run in runs {
             let walls = run.calls.iter().map(|took| took.wall.as_secs_f64());
             let seconds = middle(walls.clone().collect())?;
-            let cpu = middle(run.calls.iter().map(|took| took.cpu.as_secs_f64()).collect())?;
+            let cpu: f64 = run.calls.iter().map(|took| took.cpu.as_secs_f64()).sum();
             let gflops = flops / seconds / 1e9;
             let measured = Measured {
                 contender: run.name.to_string(),
@@ -212,7 +212,7 @@ impl Bench<'_> {
                 calls: run.calls.len(),
                 ms: seconds * 1e3,
                 fastest_ms: walls.fold(f64::INFINITY, f64::min) * 1e3,
-                cpu_ms: cpu * 1e3,
+                cpu_ms: cpu * 1e3 / run.calls.len() as f64,
                 gflops,
                 fma_peak_gflops,
                 fma_percent: 100.0 * gflops / fma_peak_gflops,
@@ -250,8 +250,10 @@ impl Run<'_> {
 
 /// How far the figures can be trusted.
 fn quietness(measured: &[Measured]) -> String {
-    let waiting = median(measured.iter().map(|m| m.waiting)).unwrap_or(0.0);
-    let worst = measured.iter().map(|m| m.waiting).fold(0.0, f64::max);
+    // Burn's own run on the pool's threads beside this one, more than there are processors.
+    let ours = measured.iter().filter(|m| m.contender.starts_with("mec")).map(|m| m.waiting);
+    let waiting = median(ours.clone()).unwrap_or(0.0);
+    let worst = ours.fold(0.0, f64::max);
     let advice = if worst > 0.05 { ": others were at work; measure again" } else { "" };
     format!(
         "our threads waited for a processor {:.1} % of the time (median; at worst {:.1} %){advice}",

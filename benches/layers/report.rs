@@ -61,7 +61,7 @@ pub struct Measured {
     /// A call by the wall, median and fastest.
     pub ms: f64,
     pub fastest_ms: f64,
-    /// A call on the processor, over all threads, median.
+    /// A call on the processor, over all threads, mean: the system counts that of a thread at work in ticks.
     pub cpu_ms: f64,
     pub gflops: f64,
     /// FMA peak of all threads, measured between the calls; median.

@@ -1,5 +1,5 @@
-//! How near each layer comes to the FMA peak, by processor time: for work on the kernels, on a
-//! machine that does other things too.
+//! How near each layer comes to the FMA peak: for work on the kernels. With one thread by processor time, on a machine
+//! that does other things too; with several by the wall, as those that wait awake for the next call count as at work.
 //!
 //! ```sh
 //! cargo run --release -p benches --bin gflops -- 1 fwd cv9b32 cv10
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let mut args = std::env::args().skip(1);
     let usage = "the arguments are THREADS PASS [LAYER...]";
-    let threads = args.next().and_then(|n| n.parse().ok()).ok_or(usage)?;
+    let threads: usize = args.next().and_then(|n| n.parse().ok()).ok_or(usage)?;
     let pass: Pass = args.next().ok_or(usage)?.parse()?;
     let wanted: Vec<String> = args.collect();
     let cases = select(&wanted)?;
@@ -47,7 +47,8 @@ fn run() -> Result<(), String> {
         println!("copy of 256 MiB: {rate:.1} GB/s read and written");
     }
     let mut shares = Vec::new();
-    println!("layer    CPU ms/call   wall ms  GFLOP/s a thread    % of peak");
+    let by = if threads == 1 { "CPU" } else { "wall" };
+    println!("layer    {by:>4} ms/call  GFLOP/s a thread    % of peak");
     for (layer, batch) in cases {
         let problem = Problem::new(layer.geometry(batch));
         let (mut peaks, mut calls) = (Vec::new(), Vec::new());
@@ -58,18 +59,14 @@ fn run() -> Result<(), String> {
             black_box(result.map_err(|error| error.to_string())?);
             calls.push(took);
         }
-        let seconds = |times: &mut dyn Iterator<Item = Duration>| {
-            median(times.map(|time| time.as_secs_f64())).expect("at least one call")
-        };
-        let cpu = seconds(&mut calls.iter().map(|took| took.cpu));
-        let wall = seconds(&mut calls.iter().map(|took| took.wall));
-        let rate = problem.geometry.flops() as f64 / cpu / 1e9;
+        let times = calls.iter().map(|took| if threads == 1 { took.cpu } else { took.wall });
+        let time = median(times.map(|time| time.as_secs_f64())).expect("at least one call");
+        let rate = problem.geometry.flops() as f64 / (time * threads as f64) / 1e9;
         let peak = median(peaks).expect("at least one call");
         println!(
-            "{:8} {:11.3} {:9.3} {rate:17.1} {:6.1} of {peak:.0}",
+            "{:8} {:12.3} {rate:17.1} {:6.1} of {peak:.0}",
             format!("{}b{batch}", layer.name),
-            cpu * 1e3,
-            wall * 1e3,
+            time * 1e3,
             100.0 * rate / peak,
         );
         shares.push(rate / peak);
