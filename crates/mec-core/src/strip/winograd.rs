@@ -5,8 +5,8 @@
 //! panel     [strip][position][piece][channel][tile]: some strips, some channels
 //! weights   [output channel][position][piece][channel]    of a tile of output channels, or kept: of all
 //!
-//! transform the weights, if they are kept                 in parallel, once
-//! task      (group, part of the channels, panel)          in parallel
+//! transform the weights, if they are kept                 in parallel, for one block after the other
+//! task      (group, part of the channels, panel)          in parallel, for that block or all
 //!   for block of input channels
 //!     pack and transform the panel                        once for all output channels of the part
 //!     for tile of output channels
@@ -39,7 +39,7 @@ mod weight_gradient;
 use super::correlation::Correlation;
 use super::space;
 use super::strips::TileSize;
-use super::{KEPT, more_parts, planned};
+use super::{more_parts, planned};
 use crate::WORKSPACE_PER_THREAD;
 use crate::kernel::{OUTPUTS, POSITIONS};
 use crate::plan::Piece as Shown;
@@ -65,7 +65,7 @@ pub(crate) struct Winograd {
     channels: usize,
     /// Parts the output channels are divided into, as tasks of their own.
     parts: usize,
-    /// Whether the weights are transformed before all panels, for all threads.
+    /// Whether the weights of a block of channels are transformed before all panels, for all threads.
     kept: bool,
     lanes: usize,
     /// Output channels that are multiplied and stored together: those of a tile of the micro-kernel or, where
@@ -105,19 +105,25 @@ const ADDITION: f64 = 85.0;
 /// The same where four rows fill a register.
 const NARROW_ADDITION: f64 = 47.0;
 
+/// Transforming the kept weights of a block before its panels: threads come together twice more (0.04 ms for 3 x 3 on 28 x 28
+/// with 128 channels, a tenth of its time at batch 1).
+const BLOCK: f64 = 60e3;
+
 /// Bytes of a thread's workspace that cost nothing.
 const FREE_BYTES: usize = 384 << 10;
 /// By what share of its time a plan must be sooner to be worth [`WORKSPACE_PER_THREAD`] bytes more: a larger panel always
-/// saves some work, the last hundredths for half of the memory. With AVX-512 the catalogue's workspace sums to 35, 26 and
-/// 24 MB forward at 0.2, 0.3 and 0.4, to 50 without it, and the times differ by less than the noise; to 39, 35 and 29, or
-/// 47, in the input gradient, which takes 1.06 times as long.
-const PRICE: f64 = 0.4;
-/// The same where tiles are of inputs. With [`PRICE`], cv6's input gradient at batch 32 is 1.15 times as fast, for half a
-/// megabyte that the catalogue's 30 have no room for.
-const WHOLE_PRICE: f64 = 0.6;
-/// Most bytes of a panel of whole images, with what it is multiplied with, for kernels of several pieces. With 80 KiB more,
-/// cv5's input gradient is 1.07 times as fast.
-const MOST_BYTES_IN_PIECES: usize = 560 << 10;
+/// saves some work, the last hundredths for half of the memory. With AVX-512 the catalogue's workspace sums to 25.6, 27.3 and 30.6 MB
+/// forward at 0.4, 0.25 and 0.2, and to 28.6, 29.3 and 30.6 MB in the input gradient; at 0.4 3 x 3 input gradients of 64 to 128
+/// channels take 1.05 to 1.1 times as long, at 0.2 5 x 5 forward 0.9.
+const PRICE: f64 = 0.25;
+/// The same where tiles are of inputs: with 0.6, cv6's input gradient at batch 32 takes 1.14 times as long.
+const WHOLE_PRICE: f64 = 0.4;
+/// Most bytes of a panel of whole images, with what it is multiplied with, for kernels of several pieces. With 80 KiB less,
+/// cv5's input gradient takes 1.07 times as long.
+const MOST_BYTES_IN_PIECES: usize = 640 << 10;
+/// Most bytes of transformed weights that are kept: 64 channels of 128 outputs of 3 x 3 at stride 2. With 600 KiB, where 3 x 3
+/// at stride 1 has 43, forward passes and input gradients of 128 channels take 1.05 to 1.12 times as long.
+const KEPT: usize = 832 << 10;
 
 /// A correlation with its plan.
 pub(crate) type Job = (Correlation, Winograd);
@@ -184,7 +190,7 @@ pub(crate) fn jobs_bytes(count: usize) -> usize {
     count * (size_of::<Job>() + size_of::<Correlation>())
 }
 
-/// Bytes that [`run`] takes for all threads: the weights that are kept, of one job after the other.
+/// Bytes that [`run`] takes for all threads: the weights that are kept, of one job and block after the other.
 pub(crate) fn shared_bytes<T>(jobs: &[Job]) -> usize {
     jobs.iter().map(|(c, plan)| plan.kept_len(c)).max().unwrap_or(0) * size_of::<T>()
 }
@@ -215,9 +221,8 @@ impl Winograd {
     fn keeping(self, c: &Correlation, size: TileSize, room: usize) -> Option<Self> {
         let keeping = Self { kept: true, ..self };
         let bytes = keeping.kept_len(c) * size.bytes;
-        let met_again = self.channels >= c.channels && self.panels > 1;
         let fits = bytes <= KEPT && bytes + keeping.worker_bytes(size) <= room;
-        (met_again && fits).then_some(keeping)
+        (self.panels > 1 && fits).then_some(keeping)
     }
 
     /// The panels that are soonest with one thread, their workspace counted; `None` if none fits. See [`Winograd::new`].
@@ -397,16 +402,17 @@ impl Winograd {
             true => (c.groups * self.parts) as f64 / threads as f64,
             false => tasks as f64,
         };
+        let transforms = task * transforms + if self.kept { blocks * BLOCK } else { 0.0 };
         if threads == 1 {
             // The last panel may have less to do.
             let even = self.units as f64 / self.units.next_multiple_of(self.panels) as f64;
             let registers = self.panel_registers() as f64 * tasks as f64;
-            return registers * register * even + task * transforms;
+            return registers * register * even + transforms;
         }
         // Of a thread's panels, one after the other, the last ones may be the largest.
         let registers = tasks / self.panels * self.all_registers()
             + tasks % self.panels * self.panel_registers();
-        registers as f64 * register + task * transforms
+        registers as f64 * register + transforms
     }
 
     /// Where strip number `strip` begins in a panel, in elements, if its first lane is number `lane` of the panel.
@@ -425,7 +431,7 @@ impl Winograd {
         if self.kept { 0 } else { self.outputs * self.weights_pitch() }
     }
 
-    /// Elements of the transformed weights that are kept for all threads.
+    /// Elements of the transformed weights that are kept for all threads, of a block of channels.
     fn kept_len(&self, c: &Correlation) -> usize {
         if self.kept { self.kept_place(c, c.groups, 0) } else { 0 }
     }

@@ -31,38 +31,45 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     };
     let len = most(|c, plan| plan.kept_len(c));
     let kept = (len > 0).then(|| Workspace::new(len));
-    // What is kept is one job's.
-    let together = if kept.is_some() { 1 } else { jobs.len().max(1) };
-    // SAFETY: the caller vouches for the tensors, and there is room for the weights of any job.
-    jobs.chunks(together).all(|jobs| unsafe {
-        if let (Some(kept), [(c, plan)]) = (&kept, jobs) {
-            keep(kernel, c, plan, operands, kept, threads);
-        }
-        run_together(kernel, jobs, operands, kept.as_ref(), threads)
+    let Some(kept) = kept else {
+        // SAFETY: the caller vouches for the tensors.
+        return unsafe { run_tasks(kernel, jobs, operands, None, threads) };
+    };
+    // What is kept is one block's, of one job.
+    jobs.iter().all(|job| {
+        let (c, plan) = job;
+        let channels = if plan.kept { plan.channels } else { c.channels };
+        (0..c.channels).step_by(channels.max(1)).all(|first| {
+            let block = first..(first + channels).min(c.channels);
+            // SAFETY: the caller vouches for the tensors, and there is room for the weights of any block.
+            unsafe {
+                if plan.kept {
+                    keep(kernel, job, operands, &block, &kept, threads);
+                }
+                run_tasks(kernel, &[*job], operands, Some((&kept, block)), threads)
+            }
+        })
     })
 }
 
-/// Transforms all weights of a job, if its plan keeps them.
+/// Transforms the weights of some channels of a job.
 ///
 /// # Safety
 ///
 /// As [`run`]; `kept` has room for them.
 unsafe fn keep<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
-    c: &Correlation,
-    plan: &Winograd,
+    (c, plan): &Job,
     operands: &Operands<T>,
+    channels: &Range<usize>,
     kept: &Workspace<T>,
     threads: usize,
 ) {
-    if !plan.kept {
-        return;
-    }
     let tiles = c.outputs.div_ceil(plan.outputs);
     for_each_worker(threads, c.groups * tiles, |numbers| {
         for number in numbers {
             let (group, first) = (number / tiles, number % tiles * plan.outputs);
-            let block = Block { group, first: 0, channels: c.channels };
+            let block = Block { group, first: channels.start, channels: channels.len() };
             let outputs = first..(first + plan.outputs).min(c.outputs);
             let to = kept.as_ptr().wrapping_add(plan.kept_place(c, group, first));
             // SAFETY: the caller vouches for the tensors and the room; each tile has its own.
@@ -71,16 +78,17 @@ unsafe fn keep<T: Vector + Send + Sync>(
     });
 }
 
-/// Runs all tasks of jobs whose weights are `kept`, if their plans keep them. Whether all results are finite.
+/// Runs all tasks: for all channels, or for some of one job, whose weights are kept if its plan keeps them. Whether all
+/// results are finite.
 ///
 /// # Safety
 ///
 /// As [`run`].
-unsafe fn run_together<T: Vector + Send + Sync>(
+unsafe fn run_tasks<T: Vector + Send + Sync>(
     kernel: &Kernel<T>,
     jobs: &[Job],
     operands: &Operands<T>,
-    kept: Option<&Workspace<T>>,
+    kept: Option<(&Workspace<T>, Range<usize>)>,
     threads: usize,
 ) -> bool {
     let tasks: usize = jobs.iter().map(|(c, plan)| plan.tasks(c.groups)).sum();
@@ -94,11 +102,16 @@ unsafe fn run_together<T: Vector + Send + Sync>(
         for number in numbers {
             let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
             let (c, plan) = &jobs[job];
-            let kept = kept.filter(|_| plan.kept).map(|kept| kept.as_ptr().cast_const());
+            let (kept, block) = match &kept {
+                Some((kept, block)) => {
+                    (plan.kept.then(|| kept.as_ptr().cast_const()), block.clone())
+                }
+                None => (None, 0..c.channels),
+            };
             let (memory, strips, runs) = (memory.as_ptr(), &mut strips, &mut runs);
             let mut worker = Worker { kernel, c, plan, operands, kept, memory, strips, runs };
             // SAFETY: the caller vouches for the tensors, the plan for the memory.
-            if !unsafe { worker.task(number, job, &mut held) } {
+            if !unsafe { worker.task(number, job, block, &mut held) } {
                 finite.store(false, Ordering::Relaxed);
             }
             if !finite.load(Ordering::Relaxed) {
@@ -220,7 +233,7 @@ struct Worker<'a, T: Copy + 'static> {
     c: &'a Correlation,
     plan: &'a Winograd,
     operands: &'a Operands<T>,
-    /// All transformed weights, if the plan keeps them.
+    /// The transformed weights of all output channels, if they are kept.
     kept: Option<*const T>,
     /// Transformed weights of a tile of output channels, sums, outputs, the panel.
     memory: *mut T,
@@ -231,20 +244,26 @@ struct Worker<'a, T: Copy + 'static> {
 }
 
 impl<T: Vector> Worker<'_, T> {
-    /// `held` is which panel is packed with all channels (job, group, panel), if one is.
+    /// Runs a task for some channels. `held` is which panel is packed (job, group, panel, first channel), if one is.
     ///
     /// # Safety
     ///
     /// As [`run`].
-    unsafe fn task(&mut self, number: usize, job: usize, held: &mut Option<[usize; 3]>) -> bool {
+    unsafe fn task(
+        &mut self,
+        number: usize,
+        job: usize,
+        block: Range<usize>,
+        held: &mut Option<[usize; 4]>,
+    ) -> bool {
         let (c, o, plan) = (self.c, self.operands, self.plan);
         let (panel, rest) = (number % plan.panels, number / plan.panels);
         let (part, group) = (rest % plan.parts, rest / plan.parts);
         let outputs = part * c.outputs / plan.parts..(part + 1) * c.outputs / plan.parts;
         let (units, tiles) = plan.panel(panel);
         let mut finite = true;
-        for first in (0..c.channels).step_by(plan.channels) {
-            let channels = plan.channels.min(c.channels - first);
+        for first in block.clone().step_by(plan.channels) {
+            let channels = plan.channels.min(block.end - first);
             let block = Block { group, first, channels };
             let all = Products {
                 channels: plan.tiling.weights.channels(channels),
@@ -256,10 +275,9 @@ impl<T: Vector> Worker<'_, T> {
                 strides: c.strides(o.x_strides),
                 channels: block.channels,
             };
-            let this = (plan.channels >= c.channels).then_some([job, group, panel]);
-            let packed = this.is_some() && *held == this;
-            *held = this;
-            if !packed {
+            let this = Some([job, group, panel, first]);
+            if *held != this {
+                *held = this;
                 // SAFETY: the caller vouches for the tensors, the plan for the room.
                 unsafe { self.pack(&source, tiles.clone()) };
             }
