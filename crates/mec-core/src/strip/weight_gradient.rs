@@ -12,12 +12,15 @@ pub(super) mod dots;
 pub(super) mod outer;
 
 use super::correlation::Correlation;
+use super::helpers::awake;
 use super::panel::Source;
 use super::workers::for_each_worker_in_turns;
 use crate::kernel::{Kernel, Transpose, Vector};
 use crate::plan::Piece;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::thread;
 
 /// The tensors of a weight gradient.
 #[derive(Clone, Copy)]
@@ -231,32 +234,36 @@ impl Division {
 
 /// How many parts of each block have been added to the result.
 struct Turns {
-    done: Mutex<Vec<usize>>,
+    done: Vec<AtomicUsize>,
+    /// Held while one of them changes, for those that sleep until it does.
+    changes: Mutex<()>,
     changed: Condvar,
 }
 
 impl Turns {
     /// For `blocks` of several parts each; none where they have one.
     fn new(blocks: usize) -> Self {
-        Self { done: Mutex::new(vec![0; blocks]), changed: Condvar::new() }
+        let done = (0..blocks).map(|_| AtomicUsize::new(0)).collect();
+        Self { done, changes: Mutex::new(()), changed: Condvar::new() }
     }
 
     /// Waits until all parts of `block` before `part` have been added, then runs `add`.
     ///
     /// Tasks are dealt part by part, so the one waited for is always running already.
     fn take(&self, block: usize, part: usize, add: impl FnOnce()) {
+        let Some(done) = self.done.get(block) else { return add() };
         let unpoisoned = "no task panics while it holds the lock";
-        let mut done = self.done.lock().expect(unpoisoned);
-        if done.is_empty() {
-            drop(done);
-            return add();
+        let ready = || done.load(Ordering::Acquire) >= part;
+        if !awake(ready, thread::yield_now) {
+            let mut changes = self.changes.lock().expect(unpoisoned);
+            while !ready() {
+                changes = self.changed.wait(changes).expect(unpoisoned);
+            }
         }
-        while done[block] < part {
-            done = self.changed.wait(done).expect(unpoisoned);
-        }
-        drop(done);
         add();
-        self.done.lock().expect(unpoisoned)[block] += 1;
+        let changes = self.changes.lock().expect(unpoisoned);
+        done.store(part + 1, Ordering::Release);
+        drop(changes);
         self.changed.notify_all();
     }
 }
