@@ -229,9 +229,14 @@ impl Bench<'_> {
     }
 }
 
+/// Before each contender's turn.
+const PAUSE: Duration = Duration::from_millis(20);
+
 impl Run<'_> {
     /// Calls until the burst is over.
     fn turn(&mut self, pass: Pass, burst: Duration) {
+        // Rayon's workers look for work for a while after the contender before.
+        std::thread::sleep(PAUSE);
         let (begin, waited_before) = (Instant::now(), waited());
         let mut calls = Vec::new();
         while calls.is_empty() || begin.elapsed() < burst {

@@ -59,7 +59,7 @@ impl Default for Setup {
 /// The memory that a step of `model` over `batch` images should take.
 ///
 /// The step is one of a longer training: the optimizer has its state already. Kernels of the CPU run
-/// on the current rayon pool.
+/// on as many threads as the current rayon pool has.
 pub fn step(model: &Model, batch: usize, setup: &Setup) -> StepMemory {
     tape::step(model, batch, setup)
 }
