@@ -654,4 +654,53 @@ mod tests {
         check::<f32>();
         check::<f64>();
     }
+
+    /// Problems of a test are too small for plans to keep transformed weights: here they do.
+    #[test]
+    fn kept_weights_give_the_reference() {
+        fn check<T: Element + From<i8>>() {
+            let settings = Settings { algorithm: Algorithm::Winograd, ..Settings::default() };
+            let mut kept = [0; 2];
+            for kernel in Kernel::<T>::available() {
+                for problem in problems() {
+                    let g = problem.geometry();
+                    let of = |values: Vec<T>, shape| {
+                        Strided::new(&values, shape, Lying::Contiguous, T::ZERO)
+                    };
+                    let x = of(problem.x(), problem.input);
+                    let weight = of(problem.weights(), problem.weight);
+                    let dy = of(problem.dy(), g.output_shape());
+                    let (x, weight, dy) = (x.view(), weight.view(), dy.view());
+                    let mut run = |pass, input: &View<T>, strides| {
+                        let layout = Layout::of(input);
+                        let mut work = Work::new(kernel, &g, pass, &settings, layout).unwrap();
+                        let Method::Correlations(Some(jobs), _) = &mut work.method else {
+                            return None;
+                        };
+                        jobs.iter_mut().for_each(|(c, plan)| plan.keep(c));
+                        let gradient = pass == Pass::InputGradient;
+                        kept[usize::from(gradient)] += 1;
+                        let bias = std::ptr::null();
+                        // SAFETY: the shapes are those of the geometry.
+                        Some(unsafe {
+                            correlate(kernel, &g, gradient, &work, input, &weight, strides, bias)
+                        })
+                    };
+                    let [output, channel, row, column] = weight.strides();
+                    let group = (g.channels_out / g.groups) as isize * output;
+                    let at = format!("{}: {problem:?}", kernel.name);
+                    if let Some(y) = run(Pass::Forward, &x, [group, output, channel, row, column]) {
+                        assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
+                    }
+                    let strides = [group, channel, output, row, column];
+                    if let Some(dx) = run(Pass::InputGradient, &dy, strides) {
+                        assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
+                    }
+                }
+            }
+            assert!(kept.into_iter().all(|kept| kept > 10), "{kept:?}");
+        }
+        check::<f32>();
+        check::<f64>();
+    }
 }

@@ -288,6 +288,14 @@ impl Winograd {
         best.1
     }
 
+    /// Has it keep the weights of blocks of a third of the channels, for two panels and more where there can be.
+    #[cfg(test)]
+    pub fn keep(&mut self, c: &Correlation) {
+        self.kept = true;
+        self.channels = c.channels.div_ceil(3);
+        self.panels = self.panels.max(2).min(self.units);
+    }
+
     /// What its time is multiplied with when plans of different workspace are compared.
     fn price(&self, c: &Correlation, size: TileSize) -> f64 {
         // Two threads or more share what is kept. How many must not matter: channels of a panel decide the order of sums.
