@@ -361,18 +361,18 @@ impl Work {
             let to_space = to_space.map(|c| (c, all));
             winograd::jobs(&apart(), size, to_space, threads, limits, forced)
         });
-        // Either plan runs, one after the other: what it takes for all threads, and for each.
-        let mut takes = [(0, plain); 2];
+        // One after the other runs: what each takes for all threads, and for each.
+        let mut takes = vec![(0, plain)];
         if let Some(fewer) = &fewer {
             shared += lists;
             let weights: usize = fewer.iter().map(|(c, _)| space::weights_len(c)).sum();
-            let all = weights * size.bytes + winograd::shared_bytes::<T>(fewer);
-            takes[1] = (all, winograd::worker_bytes::<T>(fewer));
+            let all = weights * size.bytes;
+            takes.extend(winograd::takes::<T>(fewer).map(|(kept, each)| (all + kept, each)));
             tasks = tasks.max(fewer.iter().map(|(c, plan)| plan.tasks(c.groups)).sum());
         }
-        let affordable = takes.map(|(all, each)| limit.saturating_sub(shared + all) / each);
-        let threads = affordable.into_iter().fold(threads.min(tasks), usize::min).max(1);
-        let most = takes.map(|(all, each)| all + threads * each).into_iter().max();
+        let affordable = takes.iter().map(|(all, each)| limit.saturating_sub(shared + all) / each);
+        let threads = affordable.fold(threads.min(tasks), usize::min).max(1);
+        let most = takes.iter().map(|(all, each)| all + threads * each).max();
         let workspace_bytes = shared + most.unwrap_or(0);
         let method = Method::Correlations(fewer, jobs);
         Ok(Self { method, threads, workspace_bytes })

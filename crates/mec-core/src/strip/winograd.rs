@@ -190,15 +190,20 @@ pub(crate) fn jobs_bytes(count: usize) -> usize {
     count * (size_of::<Job>() + size_of::<Correlation>())
 }
 
-/// Bytes that [`run`] takes for all threads: the weights that are kept, of one job and block after the other.
-pub(crate) fn shared_bytes<T>(jobs: &[Job]) -> usize {
-    jobs.iter().map(|(c, plan)| plan.kept_len(c)).max().unwrap_or(0) * size_of::<T>()
+/// Bytes that [`run`] takes at a time, for all threads and for each: for all jobs together or, where weights are kept, for
+/// one after the other.
+pub(crate) fn takes<T>(jobs: &[Job]) -> impl Iterator<Item = (usize, usize)> {
+    jobs.chunks(together(jobs)).map(|jobs| {
+        let kept: usize = jobs.iter().map(|(c, plan)| plan.kept_len(c)).sum();
+        let most = |of: fn(&Winograd) -> usize| jobs.iter().map(|(_, p)| of(p)).max().unwrap_or(0);
+        let each = most(Winograd::workspace_len) * size_of::<T>() + most(list_bytes);
+        (kept * size_of::<T>(), each)
+    })
 }
 
-/// Bytes that [`run`] takes for each thread.
-pub(crate) fn worker_bytes<T>(jobs: &[Job]) -> usize {
-    let most = |of: fn(&Winograd) -> usize| jobs.iter().map(|(_, p)| of(p)).max().unwrap_or(0);
-    most(Winograd::workspace_len) * size_of::<T>() + most(list_bytes)
+/// How many jobs are run at a time.
+fn together(jobs: &[Job]) -> usize {
+    if jobs.iter().any(|(_, plan)| plan.kept) { 1 } else { jobs.len().max(1) }
 }
 
 impl Winograd {

@@ -1,7 +1,7 @@
 //! Runs correlations by Winograd's filtering: the loops around the micro-kernel.
 
 use super::tiling::{Additions, GAP, MAX_PIECES, Strip};
-use super::{Job, Winograd};
+use super::{Job, Winograd, together};
 use crate::kernel::{
     Kernel, KernelPiece, LINE, Multiply, OUTPUTS, Onto, OutRun, Overlap, POSITIONS, Places,
     Scatter, TransformOutputs, TransformWeights, Vector, prefetch,
@@ -26,29 +26,20 @@ pub(crate) unsafe fn run<T: Vector + Send + Sync>(
     operands: &Operands<T>,
     threads: usize,
 ) -> bool {
-    let most = |of: fn(&Correlation, &Winograd) -> usize| {
-        jobs.iter().map(|(c, plan)| of(c, plan)).max().unwrap_or(0)
-    };
-    let len = most(|c, plan| plan.kept_len(c));
-    let kept = (len > 0).then(|| Workspace::new(len));
-    let Some(kept) = kept else {
-        // SAFETY: the caller vouches for the tensors.
-        return unsafe { run_tasks(kernel, jobs, operands, None, threads) };
-    };
-    // What is kept is one block's, of one job.
-    jobs.iter().all(|job| {
-        let (c, plan) = job;
-        let channels = if plan.kept { plan.channels } else { c.channels };
-        (0..c.channels).step_by(channels.max(1)).all(|first| {
-            let block = first..(first + channels).min(c.channels);
-            // SAFETY: the caller vouches for the tensors, and there is room for the weights of any block.
-            unsafe {
-                if plan.kept {
+    jobs.chunks(together(jobs)).all(|jobs| match jobs {
+        [job @ (c, plan)] if plan.kept => {
+            let kept = Workspace::new(plan.kept_len(c));
+            (0..c.channels).step_by(plan.channels).all(|first| {
+                let block = first..(first + plan.channels).min(c.channels);
+                // SAFETY: the caller vouches for the tensors, and there is room for the weights of any block.
+                unsafe {
                     keep(kernel, job, operands, &block, &kept, threads);
+                    run_tasks(kernel, jobs, operands, Some((&kept, block)), threads)
                 }
-                run_tasks(kernel, &[*job], operands, Some((&kept, block)), threads)
-            }
-        })
+            })
+        }
+        // SAFETY: as above.
+        _ => unsafe { run_tasks(kernel, jobs, operands, None, threads) },
     })
 }
 
@@ -78,8 +69,7 @@ unsafe fn keep<T: Vector + Send + Sync>(
     });
 }
 
-/// Runs all tasks: for all channels, or for some of one job, whose weights are kept if its plan keeps them. Whether all
-/// results are finite.
+/// Runs all tasks: for all channels, or of one job for some, whose weights are kept. Whether all results are finite.
 ///
 /// # Safety
 ///
@@ -103,9 +93,7 @@ unsafe fn run_tasks<T: Vector + Send + Sync>(
             let (job, number) = locate(jobs.iter().map(|(c, plan)| plan.tasks(c.groups)), number);
             let (c, plan) = &jobs[job];
             let (kept, block) = match &kept {
-                Some((kept, block)) => {
-                    (plan.kept.then(|| kept.as_ptr().cast_const()), block.clone())
-                }
+                Some((kept, block)) => (Some(kept.as_ptr().cast_const()), block.clone()),
                 None => (None, 0..c.channels),
             };
             let (memory, strips, runs) = (memory.as_ptr(), &mut strips, &mut runs);
