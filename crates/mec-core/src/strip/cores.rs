@@ -29,9 +29,10 @@ mod linux {
             Self { thread: gettid(), cores, avoids: AtomicUsize::new(usize::MAX) }
         }
 
-        /// Keeps the thread off `core` from now on, and off no other; does nothing where it has no other.
+        /// Keeps the thread off `core` from now on, and off no other; does nothing where it has no other. Never panics:
+        /// callers have jobs out.
         pub(crate) fn avoid(&self, core: usize) {
-            if self.avoids.swap(core, Ordering::Relaxed) != core {
+            if core < CpuSet::MAX_CPU && self.avoids.swap(core, Ordering::Relaxed) != core {
                 let mut cores = self.cores;
                 cores.unset(core);
                 // An error, as from an empty set, leaves the thread where it was.
