@@ -17,8 +17,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long one that waits stays awake: a caller for its helpers, a helper for the next call, a sum for its turn. Calls of 0.4 ms one behind the
-/// other take 1.15 times as long with none, 1.04 with 20 us, 1.01 with 50 us, and no less with 1 ms.
+/// How long one that waits stays awake: a caller for its helpers, a helper for the next call, a sum for its turn. Calls of
+/// 0.4 ms one behind the other take 1.15 times as long with none, 1.04 with 20 us, 1.01 with 50 us, and no less with 1 ms.
 const AWAKE: Duration = Duration::from_micros(200);
 
 /// How often one that waits looks between looks at the clock: 2 us or so.

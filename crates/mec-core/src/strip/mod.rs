@@ -52,16 +52,6 @@ const RESERVED: usize = 16 << 10;
 /// with 64 (1.6 million) 48 and 41 in the weight gradient.
 const FLOPS_OF_A_THREAD: u128 = 1 << 20;
 
-/// Bytes of packed or transformed weights that are kept rather than made for each panel: though they come from
-/// the third-level cache then, cv1 (345 KiB, transformed) takes 0.82 and cv8 (576 KiB) 0.93 of the time.
-const KEPT: usize = 600 << 10;
-
-/// Whether `bytes` of weights are kept: those of `whole` sums, which a thread's next panel meets again, not of a block
-/// of channels.
-fn keeps(bytes: usize, whole: bool, panels: usize, threads: usize) -> bool {
-    whole && panels > threads && bytes <= KEPT
-}
-
 /// Tasks of each thread where all share a panel that a thread packs once: one that is slower, or interrupted, leaves some
 /// to the others. With one each, where one of two threads had two thirds of a core, 3 x 3 on 14 x 14 with 128 channels took
 /// 1.3 times as long and 1 x 1 with 256 to 1024 1.3 to 1.4 times.
@@ -472,12 +462,9 @@ pub(crate) fn forward<T: Element>(
 ) -> Result<Vec<T>, Error> {
     let layout = Layout::of(x).with_weights(weight);
     let work = Work::new(kernel, g, Pass::Forward, settings, layout)?;
-    let [output, channel, row, column] = weight.strides();
-    let group = (g.channels_out / g.groups) as isize * output;
     let bias = bias.map_or(std::ptr::null(), <[T]>::as_ptr);
-    let strides = [group, output, channel, row, column];
     // SAFETY: the caller vouches for the shapes, from which the work is derived.
-    Ok(unsafe { correlate(kernel, g, false, &work, x, weight, strides, bias) })
+    Ok(unsafe { correlate(kernel, g, false, &work, x, weight, bias) })
 }
 
 /// See [`crate::input_gradient`]; the views have the shapes of the geometry.
@@ -489,11 +476,8 @@ pub(crate) fn input_gradient<T: Element>(
     weight: &View<T>,
 ) -> Result<Vec<T>, Error> {
     let work = Work::new(kernel, g, Pass::InputGradient, settings, Layout::of(dy))?;
-    let [output, channel, row, column] = weight.strides();
-    let group = (g.channels_out / g.groups) as isize * output;
-    let strides = [group, channel, output, row, column];
     // SAFETY: the caller vouches for the shapes, from which the work is derived.
-    Ok(unsafe { correlate(kernel, g, true, &work, dy, weight, strides, std::ptr::null()) })
+    Ok(unsafe { correlate(kernel, g, true, &work, dy, weight, std::ptr::null()) })
 }
 
 /// Runs the correlations of the forward pass or, with `gradient`, of the input gradient.
@@ -502,7 +486,6 @@ pub(crate) fn input_gradient<T: Element>(
 ///
 /// `work` is that pass's for `g` and for tensors that lie like `x`; `x` and `weight` have the shapes
 /// of `g`, and a bias that is not null a value for every output channel.
-#[expect(clippy::too_many_arguments, reason = "the tensors of one call, in one place")]
 unsafe fn correlate<T: Element>(
     kernel: &Kernel<T>,
     g: &Geometry,
@@ -510,16 +493,18 @@ unsafe fn correlate<T: Element>(
     work: &Work,
     x: &View<T>,
     weight: &View<T>,
-    weight_strides: [isize; 5],
     bias: *const T,
 ) -> Vec<T> {
     let shape = if gradient { g.input_shape() } else { g.output_shape() };
+    let [output, channel, row, column] = weight.strides();
+    let group = (g.channels_out / g.groups) as isize * output;
+    let [computed, summed] = if gradient { [channel, output] } else { [output, channel] };
     let mut y = Fresh::new(shape.iter().product());
     let operands = Operands {
         x: x.as_ptr(),
         x_strides: x.strides(),
         weight: weight.as_ptr(),
-        weight_strides,
+        weight_strides: [group, computed, summed, row, column],
         bias,
         y: y.as_mut_ptr(),
         y_strides: row_major(shape),
@@ -621,35 +606,42 @@ mod tests {
     use crate::reference;
     use crate::testing::{Layout as Lying, Strided, problems};
 
-    /// Every kernel this CPU has, the portable one included, on the whole suite: the public
-    /// functions only ever run the fastest.
+    /// Calls `check` with every kernel this CPU has, the portable one included, on the whole suite: with the geometry, the
+    /// input, the weight and the gradient of the output, and what to call it. The public functions only ever run the
+    /// fastest kernel.
+    fn on_every_kernel<T: Element + From<i8>>(
+        mut check: impl FnMut(&Kernel<T>, &Geometry, [&View<T>; 3], &str),
+    ) {
+        for kernel in Kernel::<T>::available() {
+            for problem in problems() {
+                let g = problem.geometry();
+                let of = |values: Vec<T>, shape| {
+                    Strided::new(&values, shape, Lying::Contiguous, T::ZERO)
+                };
+                let x = of(problem.x(), problem.input);
+                let weight = of(problem.weights(), problem.weight);
+                let dy = of(problem.dy(), g.output_shape());
+                let at = format!("{}: {problem:?}", kernel.name);
+                check(kernel, &g, [&x.view(), &weight.view(), &dy.view()], &at);
+            }
+        }
+    }
+
     #[test]
     fn every_kernel_gives_the_reference() {
         fn check<T: Element + From<i8>>() {
-            for kernel in Kernel::<T>::available() {
-                for problem in problems() {
-                    let g = problem.geometry();
-                    let of = |values: Vec<T>, shape| {
-                        Strided::new(&values, shape, Lying::Contiguous, T::ZERO)
-                    };
-                    let x = of(problem.x(), problem.input);
-                    let weight = of(problem.weights(), problem.weight);
-                    let dy = of(problem.dy(), g.output_shape());
-                    let (x, weight, dy) = (x.view(), weight.view(), dy.view());
-                    let at = format!("{}: {problem:?}", kernel.name);
-                    for algorithm in [Algorithm::Strip, Algorithm::Winograd] {
-                        let settings = Settings { algorithm, ..Settings::default() };
-                        let y = forward(kernel, &g, &settings, &x, &weight, None).unwrap();
-                        assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
-                        let dx = input_gradient(kernel, &g, &settings, &dy, &weight).unwrap();
-                        assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
-                        let (dw, db) =
-                            weight_gradient(kernel, &g, &settings, &x, &dy, true).unwrap();
-                        assert_eq!(dw, reference::weight_gradient(&g, &x, &dy), "{at}");
-                        assert_eq!(db.unwrap(), reference::bias_gradient(&g, &dy), "{at}");
-                    }
+            on_every_kernel::<T>(|kernel, g, [x, weight, dy], at| {
+                for algorithm in [Algorithm::Strip, Algorithm::Winograd] {
+                    let settings = Settings { algorithm, ..Settings::default() };
+                    let y = forward(kernel, g, &settings, x, weight, None).unwrap();
+                    assert_eq!(y, reference::forward(g, x, weight, None), "{at}");
+                    let dx = input_gradient(kernel, g, &settings, dy, weight).unwrap();
+                    assert_eq!(dx, reference::input_gradient(g, dy, weight), "{at}");
+                    let (dw, db) = weight_gradient(kernel, g, &settings, x, dy, true).unwrap();
+                    assert_eq!(dw, reference::weight_gradient(g, x, dy), "{at}");
+                    assert_eq!(db.unwrap(), reference::bias_gradient(g, dy), "{at}");
                 }
-            }
+            });
         }
         check::<f32>();
         check::<f64>();
@@ -661,43 +653,27 @@ mod tests {
         fn check<T: Element + From<i8>>() {
             let settings = Settings { algorithm: Algorithm::Winograd, ..Settings::default() };
             let mut kept = [0; 2];
-            for kernel in Kernel::<T>::available() {
-                for problem in problems() {
-                    let g = problem.geometry();
-                    let of = |values: Vec<T>, shape| {
-                        Strided::new(&values, shape, Lying::Contiguous, T::ZERO)
+            on_every_kernel::<T>(|kernel, g, [x, weight, dy], at| {
+                let mut run = |pass, input: &View<T>| {
+                    let layout = Layout::of(input);
+                    let mut work = Work::new(kernel, g, pass, &settings, layout).unwrap();
+                    let Method::Correlations(Some(jobs), _) = &mut work.method else {
+                        return None;
                     };
-                    let x = of(problem.x(), problem.input);
-                    let weight = of(problem.weights(), problem.weight);
-                    let dy = of(problem.dy(), g.output_shape());
-                    let (x, weight, dy) = (x.view(), weight.view(), dy.view());
-                    let mut run = |pass, input: &View<T>, strides| {
-                        let layout = Layout::of(input);
-                        let mut work = Work::new(kernel, &g, pass, &settings, layout).unwrap();
-                        let Method::Correlations(Some(jobs), _) = &mut work.method else {
-                            return None;
-                        };
-                        jobs.iter_mut().for_each(|(c, plan)| plan.keep(c));
-                        let gradient = pass == Pass::InputGradient;
-                        kept[usize::from(gradient)] += 1;
-                        let bias = std::ptr::null();
-                        // SAFETY: the shapes are those of the geometry.
-                        Some(unsafe {
-                            correlate(kernel, &g, gradient, &work, input, &weight, strides, bias)
-                        })
-                    };
-                    let [output, channel, row, column] = weight.strides();
-                    let group = (g.channels_out / g.groups) as isize * output;
-                    let at = format!("{}: {problem:?}", kernel.name);
-                    if let Some(y) = run(Pass::Forward, &x, [group, output, channel, row, column]) {
-                        assert_eq!(y, reference::forward(&g, &x, &weight, None), "{at}");
-                    }
-                    let strides = [group, channel, output, row, column];
-                    if let Some(dx) = run(Pass::InputGradient, &dy, strides) {
-                        assert_eq!(dx, reference::input_gradient(&g, &dy, &weight), "{at}");
-                    }
+                    jobs.iter_mut().for_each(|(c, plan)| plan.keep(c));
+                    let gradient = pass == Pass::InputGradient;
+                    kept[usize::from(gradient)] += 1;
+                    let bias = std::ptr::null();
+                    // SAFETY: the shapes are those of the geometry.
+                    Some(unsafe { correlate(kernel, g, gradient, &work, input, weight, bias) })
+                };
+                if let Some(y) = run(Pass::Forward, x) {
+                    assert_eq!(y, reference::forward(g, x, weight, None), "{at}");
                 }
-            }
+                if let Some(dx) = run(Pass::InputGradient, dy) {
+                    assert_eq!(dx, reference::input_gradient(g, dy, weight), "{at}");
+                }
+            });
             assert!(kept.into_iter().all(|kept| kept > 10), "{kept:?}");
         }
         check::<f32>();

@@ -164,11 +164,16 @@ pub(crate) fn jobs(
 /// Estimated cycles of the plain correlation, with one thread.
 fn plain_cycles(c: &Correlation, size: TileSize) -> f64 {
     let positions = c.batch * c.height.output * c.width.output;
-    let products = c.groups * c.outputs * c.channels * c.all_taps();
+    let products = weights(c) as f64;
     let strided = [&c.height, &c.width].iter().any(|axis| axis.step > 1 || axis.out_step > 1);
     let product = if strided { STRIDED_PRODUCT } else { PLAIN_PRODUCT };
-    let weights = if lies_apart(c) { products as f64 * PLAIN_WEIGHT * weight(c) } else { 0.0 };
-    products as f64 * positions.div_ceil(size.lanes) as f64 * product + weights
+    let packing = if lies_apart(c) { products * PLAIN_WEIGHT * weight(c) } else { 0.0 };
+    products * positions.div_ceil(size.lanes) as f64 * product + packing
+}
+
+/// Elements of the weights of `c`, each of which is one product for each position.
+fn weights(c: &Correlation) -> usize {
+    c.groups * c.outputs * c.channels * c.all_taps()
 }
 
 /// Whether the weights of a channel's outputs lie far apart: in the input gradient, unless they have been rearranged.
@@ -179,7 +184,7 @@ fn lies_apart(c: &Correlation) -> bool {
 /// Transforming the weights of one position, piece, channel and output of `c`.
 fn weight(c: &Correlation) -> f64 {
     match lies_apart(c) {
-        true if c.groups * c.outputs * c.channels * c.all_taps() >= MANY => MANY_FAR_WEIGHT,
+        true if weights(c) >= MANY => MANY_FAR_WEIGHT,
         true => FAR_WEIGHT,
         false => WEIGHT,
     }
@@ -412,10 +417,9 @@ impl Winograd {
         let task = transformed as f64 * products * outputs * weight(c);
         let tasks = self.tasks(c.groups).div_ceil(threads);
         let transforms = match self.kept {
-            true => (c.groups * self.parts) as f64 / threads as f64,
-            false => tasks as f64,
+            true => task * (c.groups * self.parts) as f64 / threads as f64 + blocks * BLOCK,
+            false => task * tasks as f64,
         };
-        let transforms = task * transforms + if self.kept { blocks * BLOCK } else { 0.0 };
         if threads == 1 {
             // The last panel may have less to do.
             let even = self.units as f64 / self.units.next_multiple_of(self.panels) as f64;

@@ -56,10 +56,10 @@ fn start(
     } else if rayon::current_thread_index().is_none() {
         helpers::run(others, &start);
     } else {
-        let (start, begun) = (&start, &AtomicUsize::new(1));
+        let start = &start;
         rayon::in_place_scope(|scope| {
-            for _ in 0..others {
-                scope.spawn(move |_| start(begun.fetch_add(1, Ordering::Relaxed)));
+            for worker in 1..workers {
+                scope.spawn(move |_| start(worker));
             }
             start(0);
         });
